@@ -1,0 +1,201 @@
+"""`DeepFusionConfig`: every option of the policy, as `--policy.<name>` on LeRobot's command lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
+from lerobot.optim import AdamWConfig, CosineAnnealingWithWarmupSchedulerConfig
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from .fusion import FUSIONS
+
+TINY = "tiny"
+CHOICES = {
+    "fusion": FUSIONS,
+    "time_conditioning": ("token", "adarms"),
+    "expert_init": ("vlm", "random"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+@PreTrainedConfig.register_subclass("deepfusion")
+@dataclass
+class DeepFusionConfig(PreTrainedConfig):
+    """Config of `DeepFusionPolicy`. Names that other LeRobot policies have mean the same here.
+
+    Raises:
+        ValueError: on creation, for a value out of range; the message names the field and the mend.
+    """
+
+    # The VLM: a LLaVA on the Hub or in a local directory (transformers' format), or `tiny`, an offline one
+    # with random weights. Read when a policy is built fresh, never when a checkpoint is loaded.
+    vlm_path: str = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+    # Config of the VLM and of its image preprocessing, written by the policy: a checkpoint needs nothing else.
+    vlm_config: dict[str, Any] | None = None
+
+    # What an expert layer reads of the VLM layer at its depth: `kv` its keys and values, `hidden` its input
+    # through the expert's own projections, `late` the VLM's last hidden state at every layer.
+    fusion: str = "kv"
+    # Width of the expert as a share of the VLM's text width; heads and depth are the VLM's own.
+    expert_width_multiplier: float = 1.0
+    # First weights of the expert: `vlm` copies the text model's (needs equal width), `random` does not.
+    expert_init: str = "random"
+    # How the flow time reaches the expert: `adarms` scales its norms, `token` is one more token.
+    time_conditioning: str = "adarms"
+
+    # Actions predicted at once.
+    chunk_size: int = 50
+    # Actions executed before the policy looks again; at most `chunk_size`.
+    n_action_steps: int = 10
+    # State and action vectors are padded to these sizes inside the model.
+    max_state_dim: int = 32
+    max_action_dim: int = 32
+
+    # Euler steps from noise to actions.
+    num_inference_steps: int = 10
+    # (noise, time) pairs that share one VLM pass in training.
+    num_flow_samples: int = 1
+    # Training times are drawn from Beta(alpha, beta) * scale + offset.
+    time_sampling_beta_alpha: float = 1.5
+    time_sampling_beta_beta: float = 1.0
+    time_sampling_scale: float = 0.999
+    time_sampling_offset: float = 0.001
+
+    # Tokens for the task text and the chat template around it; a longer prompt is an error.
+    tokenizer_max_length: int = 64
+    # Image patches are averaged in blocks of n x n, for fewer tokens; 1 keeps them all.
+    image_token_pooling: int = 1
+    # Cameras that the data set lacks: slots `observation.images.empty_camera_<i>`, masked out.
+    empty_cameras: int = 0
+    # Training images are shifted by up to this share of their size in each direction; 0 turns it off.
+    image_shift: float = 0.0
+
+    # Real-time chunking; set by LeRobot's rollout.
+    rtc_config: RTCConfig | None = None
+    # Names of the action dimensions; filled from the data set.
+    action_feature_names: list[str] | None = None
+
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: {
+            "VISUAL": NormalizationMode.IDENTITY,
+            "STATE": NormalizationMode.MEAN_STD,
+            "ACTION": NormalizationMode.MEAN_STD,
+        }
+    )
+
+    # `bfloat16` runs the network under autocast, with trained weights in float32; `float32` runs it as it is.
+    dtype: str = "float32"
+    # Recompute layers in the backward pass: less memory, more time.
+    gradient_checkpointing: bool = False
+    # Keep the vision tower's weights as they are.
+    freeze_vision_encoder: bool = False
+    # Keep the whole VLM as it is and train the expert alone.
+    train_expert_only: bool = False
+    # Cut the gradient from the expert into the VLM's states.
+    knowledge_insulation: bool = False
+
+    # AdamW and a cosine schedule with warmup that always ends at `--steps`.
+    optimizer_lr: float = 1e-4
+    optimizer_betas: tuple[float, float] = (0.9, 0.95)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 0.01
+    optimizer_grad_clip_norm: float = 1.0
+    scheduler_warmup_steps: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"policy.{name}={value!r}: choose one of {', '.join(choices)}")
+        for name in (
+            "chunk_size",
+            "n_action_steps",
+            "max_state_dim",
+            "max_action_dim",
+            "num_inference_steps",
+            "num_flow_samples",
+            "tokenizer_max_length",
+            "image_token_pooling",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"policy.{name}={getattr(self, name)}: needs at least 1")
+        if self.n_action_steps > self.chunk_size:
+            raise ValueError(
+                f"policy.n_action_steps={self.n_action_steps} is more than policy.chunk_size={self.chunk_size}; "
+                "a chunk has no more actions than that to execute"
+            )
+        if self.n_obs_steps != 1:
+            raise ValueError(f"policy.n_obs_steps={self.n_obs_steps}: this policy sees one observation, set it to 1")
+        if not 0 < self.expert_width_multiplier <= 4:
+            raise ValueError(
+                f"policy.expert_width_multiplier={self.expert_width_multiplier}: choose a value in (0, 4]"
+            )
+        if self.expert_init == "vlm" and self.expert_width_multiplier != 1.0:
+            raise ValueError(
+                f"policy.expert_init=vlm copies the text model's weights and so needs "
+                f"policy.expert_width_multiplier=1.0, found {self.expert_width_multiplier}; "
+                "use policy.expert_init=random for a narrower expert"
+            )
+        if not 0 <= self.image_shift < 0.5:
+            raise ValueError(f"policy.image_shift={self.image_shift}: choose a share in [0, 0.5)")
+        if self.empty_cameras < 0:
+            raise ValueError(f"policy.empty_cameras={self.empty_cameras}: needs 0 or more")
+
+    def validate_features(self) -> None:
+        """Add the declared empty cameras and check what the policy needs.
+
+        Raises:
+            ValueError: without a camera, state or action feature, or with one wider than its padded size.
+        """
+        for index in range(self.empty_cameras):
+            key = f"{OBS_IMAGES}.empty_camera_{index}"
+            self.input_features.setdefault(key, PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 64)))
+        if not self.image_features:
+            raise ValueError(
+                f"no camera among the input features {sorted(self.input_features)}; this policy needs at least "
+                "one observation.image or observation.images.<name>"
+            )
+        for feature, key, name in (
+            (self.robot_state_feature, OBS_STATE, "max_state_dim"),
+            (self.action_feature, ACTION, "max_action_dim"),
+        ):
+            if feature is None:
+                raise ValueError(f"{key} is not among the features of the data set; this policy needs it")
+            if feature.shape[0] > getattr(self, name):
+                raise ValueError(
+                    f"{key} has {feature.shape[0]} dimensions and policy.{name} is {getattr(self, name)}; "
+                    f"set --policy.{name}={feature.shape[0]} or more"
+                )
+
+    @property
+    def cameras(self) -> list[str]:
+        """Batch keys of the camera slots, in their fixed order, which is that of `input_features`."""
+        return list(self.image_features)
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        return AdamWConfig(
+            lr=self.optimizer_lr,
+            betas=self.optimizer_betas,
+            eps=self.optimizer_eps,
+            weight_decay=self.optimizer_weight_decay,
+            grad_clip_norm=self.optimizer_grad_clip_norm,
+        )
+
+    def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig:
+        return CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=self.scheduler_warmup_steps)
+
+    @property
+    def observation_delta_indices(self) -> None:
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        return list(range(self.chunk_size))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        return None

@@ -1,0 +1,247 @@
+"""The action expert: a Llama whose every layer also attends to the VLM.
+
+Built from transformers' own Llama units; what differs is stated here and nothing else.
+
+Axis letters: B batch, K flow samples, T actions of a chunk, X expert tokens of one flow sample,
+S prefix tokens, D expert width, N query heads, G key/value heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+from .fusion import KeyValue, VlmStates
+from .masks import expert_mask, expert_positions
+
+TIME_FEATURES = 256
+MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time features, as in openpi
+
+
+def project_key_value(attention: nn.Module, x_BSD: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> KeyValue:
+    """Rotated keys and values of a Llama-like attention, each [B, G, S, H], without running it."""
+    shape = (*x_BSD.shape[:-1], -1, attention.head_dim)
+    key = attention.k_proj(x_BSD).view(shape).transpose(1, 2)
+    value = attention.v_proj(x_BSD).view(shape).transpose(1, 2)
+    key, _ = apply_rotary_pos_emb(key, key, *position_embeddings)
+    return key, value
+
+
+class DeepFusionLlamaAttention(LlamaAttention):
+    """Llama attention over `[VLM context | own tokens]` in one softmax."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        cross_key_value_states: KeyValue | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            hidden_states: [B, X, D].
+            position_embeddings: cosine and sine [B, X, H] of the own tokens.
+            attention_mask: bool, broadcastable to [B, N, X, S + X], or None to see everything.
+            cross_key_value_states: the VLM's rotated keys and values [B, G, S, H], put before the own ones.
+        """
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if cross_key_value_states is not None:
+            key = torch.cat([cross_key_value_states[0], key], dim=2)
+            value = torch.cat([cross_key_value_states[1], value], dim=2)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            scale=self.scaling,
+            enable_gqa=self.num_key_value_groups > 1,
+        )
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
+    """Llama decoder layer that passes the VLM's states of its depth down to attention.
+
+    With `time_conditioning="adarms"` the two norms are scaled and shifted, and the two residuals gated, by
+    the flow time (adaLN-Zero, Peebles & Xie 2023; in RMS form pi0.5, 2025).
+    """
+
+    def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = DeepFusionLlamaAttention(config, layer_idx)
+        self.modulation = nn.Linear(self.hidden_size, 6 * self.hidden_size) if config.adarms else None
+        narrower = config.context_width != self.hidden_size and config.context_is_hidden
+        self.context_proj = nn.Linear(config.context_width, self.hidden_size, bias=False) if narrower else None
+
+    def project_context(self, hidden_BSD: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> KeyValue:
+        """Keys and values of VLM hidden states; the flow time has no part in them."""
+        if self.context_proj is not None:
+            hidden_BSD = self.context_proj(hidden_BSD)
+        return project_key_value(self.self_attn, self.input_layernorm(hidden_BSD), position_embeddings)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cross_key_value_states: KeyValue | Tensor | None = None,
+        context_position_embeddings: tuple[Tensor, Tensor] | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        time_embedding: Tensor | None = None,
+    ) -> Tensor | KeyValue:
+        """
+        Args:
+            hidden_states: own tokens [B, X, D]; None asks for the context's keys and values alone.
+            cross_key_value_states: keys and values, or VLM hidden states [B, S, D] to project here.
+            context_position_embeddings: cosine and sine at the context's positions, for hidden states.
+            position_embeddings: cosine and sine of the own tokens.
+            attention_mask: see `DeepFusionLlamaAttention`.
+            time_embedding: [B, X, D], with AdaRMS.
+        """
+        if isinstance(cross_key_value_states, Tensor):
+            cross_key_value_states = self.project_context(cross_key_value_states, context_position_embeddings)
+        if hidden_states is None:
+            return cross_key_value_states
+        x = hidden_states
+        if self.modulation is None:
+            x = x + self.self_attn(
+                self.input_layernorm(x), position_embeddings, attention_mask, cross_key_value_states
+            )
+            return x + self.mlp(self.post_attention_layernorm(x))
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(time_embedding).chunk(6, dim=-1)
+        normed = self.input_layernorm(x) * (1 + scale_a) + shift_a
+        x = x + gate_a * self.self_attn(normed, position_embeddings, attention_mask, cross_key_value_states)
+        normed = self.post_attention_layernorm(x) * (1 + scale_m) + shift_m
+        return x + gate_m * self.mlp(normed)
+
+
+class DeepFusionLlamaModel(LlamaPreTrainedModel):
+    """Walks its layers beside the VLM's: layer l reads entry l of the VLM's states."""
+
+    _no_split_modules = ["DeepFusionLlamaDecoderLayer"]
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            DeepFusionLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        vlm_states: VlmStates,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        time_embedding: Tensor | None = None,
+    ) -> Tensor:
+        """Own tokens [B, X, D] -> normed output [B, X, D]."""
+        x = inputs_embeds
+        position_embeddings = self.rotary_emb(x, position_ids)
+        for layer, context in zip(self.layers, vlm_states.context, strict=True):
+            x = layer(
+                x,
+                context,
+                vlm_states.position_embeddings,
+                position_embeddings,
+                attention_mask,
+                time_embedding,
+            )
+        return self.norm(x)
+
+    def project_contexts(self, vlm_states: VlmStates) -> VlmStates:
+        """The same states with every context as keys and values: once per observation, not per step."""
+        context = [
+            layer(None, state, vlm_states.position_embeddings)
+            for layer, state in zip(self.layers, vlm_states.context, strict=True)
+        ]
+        return replace(vlm_states, context=context)
+
+
+def time_features(time: Tensor, size: int = TIME_FEATURES) -> Tensor:
+    """Sine and cosine features of the flow time: [...] -> [..., size].
+
+    Periods go geometrically from `MIN_PERIOD` to `MAX_PERIOD`, as in openpi; float64 inside, since the
+    shortest period turns 250 times within [0, 1].
+    """
+    exponent = torch.linspace(0, 1, size // 2, dtype=torch.float64, device=time.device)
+    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** exponent
+    angle = 2 * math.pi * time.double()[..., None] / period
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+
+
+class DeepFusionActionExpert(nn.Module):
+    """State, time and noisy actions in, velocity out, with the VLM's states beside every layer."""
+
+    def __init__(self, config: LlamaConfig, max_state_dim: int, max_action_dim: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.adarms = config.adarms
+        self.state_in_proj = nn.Linear(max_state_dim, width)
+        self.action_in_proj = nn.Linear(max_action_dim, width)
+        self.time_mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.backbone = DeepFusionLlamaModel(config)
+        self.action_out_proj = nn.Linear(width, max_action_dim)
+        for layer in self.backbone.layers:
+            if layer.modulation is not None:
+                # Gates start at one and the rest at zero, so that the first forward is a plain Llama's.
+                nn.init.zeros_(layer.modulation.weight)
+                nn.init.zeros_(layer.modulation.bias)
+                chunks = layer.modulation.bias.data.chunk(6)
+                chunks[2].fill_(1.0)
+                chunks[5].fill_(1.0)
+
+    def forward(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
+        """
+        Args:
+            vlm_states: of the B observations.
+            state: [B, P], of any size up to the padded one.
+            noisy_actions: [B, K, T, A], likewise.
+            time: [B, K] in [0, 1]; 1 is noise.
+
+        Returns:
+            Velocity [B, K, T, A].
+        """
+        _, samples, chunk, action_dim = noisy_actions.shape
+        state = _pad_last(state, self.state_in_proj.in_features)
+        noisy_actions = _pad_last(noisy_actions, self.action_in_proj.in_features)
+        time_embedding = self.time_mlp(time_features(time).to(state.dtype))[:, :, None]  # [B, K, 1, D]
+        tokens = [self.state_in_proj(state)[:, None, None].expand(-1, samples, -1, -1)]
+        if not self.adarms:
+            tokens.append(time_embedding)
+        tokens.append(self.action_in_proj(noisy_actions))
+        x = torch.cat(tokens, dim=2)  # [B, K, X, D]
+        size = x.shape[2]
+        valid = vlm_states.valid
+        out = self.backbone(
+            x.flatten(1, 2),
+            vlm_states,
+            position_ids=expert_positions(valid, size, samples),
+            attention_mask=expert_mask(valid, size, samples),
+            time_embedding=time_embedding.expand(-1, -1, size, -1).flatten(1, 2) if self.adarms else None,
+        )
+        out = out.unflatten(1, (samples, size))[:, :, -chunk:]
+        return self.action_out_proj(out)[..., :action_dim]
+
+
+def _pad_last(x: Tensor, size: int) -> Tensor:
+    return F.pad(x, (0, size - x.shape[-1]))

@@ -1,0 +1,55 @@
+"""Camera images to what the vision tower takes, on the device: free functions.
+
+Axis letters: B batch, C cameras.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+def letterbox(image: Tensor, size: int) -> Tensor:
+    """Resize without distortion to a square, with black bars where the sides differ.
+
+    Args:
+        image: [B, 3, height, width] in [0, 1].
+        size: side of the square, pixels.
+
+    Raises:
+        ValueError: if the image is not of that shape.
+    """
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(
+            f"an image has the shape {tuple(image.shape)}; expected [batch, 3, height, width], channels first"
+        )
+    height, width = image.shape[-2:]
+    if (height, width) == (size, size):
+        return image
+    scale = size / max(height, width)
+    new = max(1, round(height * scale)), max(1, round(width * scale))
+    # Antialiased, as image processors do: a plain bilinear resize would drop thin things when it shrinks.
+    image = F.interpolate(image, new, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (size - new[0]) // 2, (size - new[1]) // 2
+    return F.pad(image, (left, size - new[1] - left, top, size - new[0] - top))
+
+
+def random_shift(images: Tensor, pixels: int) -> Tensor:
+    """Shift each image by up to `pixels` in each direction, edges repeated (DrQ, Kostrikov et al. 2020).
+
+    Args:
+        images: [B, C, 3, height, width]; every image gets a shift of its own.
+        pixels: largest shift.
+    """
+    if pixels == 0:
+        return images
+    flat = images.flatten(0, 1)
+    count, _, height, width = flat.shape
+    padded = F.pad(flat, (pixels,) * 4, mode="replicate")
+    offset = torch.randint(0, 2 * pixels + 1, (2, count, 1), device=images.device)
+    rows = (offset[0] + torch.arange(height, device=images.device))[:, None, :, None]
+    columns = (offset[1] + torch.arange(width, device=images.device))[:, None, None, :]
+    item = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(3, device=images.device)[None, :, None, None]
+    return padded[item, channel, rows, columns].view_as(images)

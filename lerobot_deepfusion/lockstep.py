@@ -1,0 +1,124 @@
+"""Two streams in lockstep: the VLM perceives, and layer by layer the expert acts on what it sees.
+
+      images, prompt                     state, time, noisy actions
+            |                                      |
+       VLM layer 0   -- keys, values or h_0 -->  expert layer 0
+            |                                      |
+       VLM layer 1   -- keys, values or h_1 -->  expert layer 1
+           ...                                    ...
+                                                   v  velocity
+
+The VLM never sees the expert. Its stream therefore runs first (`prefill`), in training as in acting, and the
+expert's follows (`denoise`); training is `denoise` with gradients, and there is no second code path.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from transformers import LlamaConfig, PreTrainedConfig
+
+from .expert import DeepFusionActionExpert
+from .fusion import Fusion, VlmStates
+from .perception import Perception
+
+
+class DeepFusionModel(nn.Module):
+    """Perception and expert.
+
+    Args:
+        vlm_config: config of the whole LLaVA.
+        fusion: `kv`, `hidden` or `late`.
+        expert_width_multiplier: expert width and MLP size as a share of the text model's.
+        time_conditioning: `token` or `adarms`.
+        max_state_dim: padded state size.
+        max_action_dim: padded action size.
+        image_token_pooling: see `Perception`.
+    """
+
+    def __init__(
+        self,
+        vlm_config: PreTrainedConfig,
+        fusion: Fusion,
+        expert_width_multiplier: float,
+        time_conditioning: str,
+        max_state_dim: int,
+        max_action_dim: int,
+        image_token_pooling: int = 1,
+    ) -> None:
+        super().__init__()
+        self.perception = Perception(vlm_config, fusion, image_token_pooling)
+        config = expert_config(vlm_config, fusion, expert_width_multiplier, time_conditioning)
+        self.expert = DeepFusionActionExpert(config, max_state_dim, max_action_dim)
+
+    def prefill(self, pixels: Tensor, token_ids: Tensor, valid: Tensor, right_padded: bool = True) -> VlmStates:
+        """One pass of the VLM; see `Perception.forward`."""
+        return self.perception(pixels, token_ids, valid, right_padded)
+
+    def denoise(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
+        """Velocity of noisy actions; see `DeepFusionActionExpert.forward`."""
+        return self.expert(vlm_states, state, noisy_actions, time)
+
+    def project_contexts(self, vlm_states: VlmStates) -> VlmStates:
+        """States whose hidden parts the expert has turned into keys and values, once for all steps."""
+        return self.expert.backbone.project_contexts(vlm_states)
+
+    def expert_from_vlm(self) -> None:
+        """Start the expert's layers at the text model's weights, as far as they were kept.
+
+        Raises:
+            ValueError: if the two differ in width.
+        """
+        text, expert = self.perception.language_model, self.expert.backbone
+        if expert.config.hidden_size != expert.config.context_width:
+            raise ValueError(
+                f"an expert of width {expert.config.hidden_size} can't start from a text model of width "
+                f"{expert.config.context_width}"
+            )
+        for source, target in zip(text.layers, expert.layers, strict=False):
+            target.load_state_dict(source.state_dict(), strict=False)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute layers in the backward pass; of a frozen part there is no backward pass to serve."""
+        for part in (self.perception.vision_tower, self.perception.language_model, self.expert.backbone):
+            if any(parameter.requires_grad for parameter in part.parameters()):
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def expert_config(
+    vlm_config: PreTrainedConfig, fusion: Fusion, width_multiplier: float, time_conditioning: str
+) -> LlamaConfig:
+    """A Llama of the text model's depth and attention geometry, and of its width times `width_multiplier`.
+
+    Heads, key/value heads, head dim and rotary parameters are the VLM's own, so that under `kv` its keys and
+    values need no projection whatever the expert's width (as in pi0).
+    """
+    text = vlm_config.text_config
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    width = _multiple_of_eight(text.hidden_size * width_multiplier)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=_multiple_of_eight(text.intermediate_size * width_multiplier),
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_dim=head_dim,
+        hidden_act=text.hidden_act,
+        rms_norm_eps=text.rms_norm_eps,
+        rope_parameters=copy.deepcopy(text.rope_parameters),
+        max_position_embeddings=text.max_position_embeddings,
+        initializer_range=text.initializer_range,
+        # Qwen2 has biases on queries, keys and values without a field that says so.
+        attention_bias=text.model_type == "qwen2" or getattr(text, "attention_bias", False),
+        vocab_size=1,
+    )
+    config.adarms = time_conditioning == "adarms"
+    config.context_width = text.hidden_size
+    config.context_is_hidden = fusion != "kv"
+    return config
+
+
+def _multiple_of_eight(size: float) -> int:
+    return max(8, 8 * round(size / 8))

@@ -1,0 +1,313 @@
+"""`DeepFusionPolicy`: LeRobot's policy interface around the lockstep model.
+
+Axis letters: B batch, C cameras, S prefix tokens, K flow samples, T actions of a chunk, A action dim.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.policies.rtc.modeling_rtc import RTCProcessor
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from torch import Tensor
+
+from .configuration_deepfusion import DeepFusionConfig
+from .flow import flow_error, interpolate
+from .fusion import VlmStates
+from .images import letterbox, random_shift
+from .lockstep import DeepFusionModel
+from .perception import llava_config_from_dict
+from .vlm_source import load_vlm_weights, read_vlm_config
+
+logger = logging.getLogger(__name__)
+
+# Config fields that decide which weights exist or what they mean: a checkpoint is loaded with its own.
+ARCHITECTURE = (
+    "vlm_config",
+    "fusion",
+    "expert_width_multiplier",
+    "time_conditioning",
+    "image_token_pooling",
+    "max_state_dim",
+    "max_action_dim",
+)
+
+
+class DeepFusionPolicy(PreTrainedPolicy):
+    """A LLaVA perceives, an action expert of the same depth acts (see `lockstep`).
+
+    Args:
+        config: its `vlm_config` is filled if it is empty.
+        vlm_weights: whether to load the VLM's pretrained weights; `from_pretrained` does not, since the
+            checkpoint carries them.
+        kwargs: what LeRobot's factory passes besides (`dataset_stats`, `dataset_meta`); not needed here.
+    """
+
+    config_class = DeepFusionConfig
+    name = "deepfusion"
+    _no_split_modules = ["DeepFusionLlamaDecoderLayer", "LlamaDecoderLayer", "Qwen2DecoderLayer"]
+    _fsdp_wrap_modules = _no_split_modules
+
+    def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
+        super().__init__(config)
+        config.validate_features()
+        if config.vlm_config is None:
+            config.vlm_config = read_vlm_config(config.vlm_path)
+        self.model = DeepFusionModel(
+            llava_config_from_dict(config.vlm_config["model"]),
+            config.fusion,
+            config.expert_width_multiplier,
+            config.time_conditioning,
+            config.max_state_dim,
+            config.max_action_dim,
+            config.image_token_pooling,
+        )
+        if vlm_weights:
+            load_vlm_weights(self.model.perception, config.vlm_path)
+            if config.expert_init == "vlm":
+                self.model.expert_from_vlm()
+        for name in ("image_mean", "image_std"):
+            value = torch.tensor(config.vlm_config[name]).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+        self._freeze()
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.init_rtc_processor()
+        self.reset()
+        self.to(config.device)
+        logger.info(self.describe())
+
+    # --- loading ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls: builtins.type[DeepFusionPolicy],
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> DeepFusionPolicy:
+        """Load a checkpoint; nothing but its own files is read.
+
+        Args:
+            pretrained_name_or_path: directory or Hub id.
+            config: used in place of the checkpoint's; must have the same architecture.
+            strict: every weight must be there and none left over.
+            kwargs: as LeRobot's `from_pretrained` (`revision`, `token`, ...).
+
+        Raises:
+            ValueError: if `config` describes another architecture than the checkpoint's.
+            RuntimeError: if a weight is missing, left over or of another shape; the message names it.
+        """
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        saved = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub)
+        if not isinstance(saved, DeepFusionConfig):
+            raise ValueError(
+                f"{pretrained_name_or_path} is a checkpoint of a {saved.type!r} policy, not of 'deepfusion'"
+            )
+        config = saved if config is None else config
+        if config.vlm_config is None:
+            config.vlm_config = saved.vlm_config
+        different = [name for name in ARCHITECTURE if getattr(config, name) != getattr(saved, name)]
+        if different:
+            found = ", ".join(f"{n}={getattr(config, n)!r} (checkpoint: {getattr(saved, n)!r})" for n in different)
+            raise ValueError(
+                f"{pretrained_name_or_path} has another architecture than the config given: {found[:500]}; use "
+                "--policy.path to take the checkpoint's own config"
+            )
+        return super().from_pretrained(
+            pretrained_name_or_path, config=config, strict=strict, vlm_weights=False, **kwargs
+        )
+
+    def _freeze(self) -> None:
+        if self.config.train_expert_only:
+            self.model.perception.requires_grad_(False)
+        elif self.config.freeze_vision_encoder:
+            self.model.perception.vision_tower.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> DeepFusionPolicy:
+        """Training mode for what is trained; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if self.config.train_expert_only:
+            self.model.perception.eval()
+        elif self.config.freeze_vision_encoder:
+            self.model.perception.vision_tower.eval()
+        return self
+
+    def get_optim_params(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def describe(self) -> str:
+        """One readable summary of what goes in, what comes out and what is trained."""
+        config = self.config
+        state, action = config.robot_state_feature.shape[0], config.action_feature.shape[0]
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in self.parameters()) - trained
+        tokens = self.model.perception.image_tokens
+        size = config.vlm_config["model"]["vision_config"]["image_size"]
+        return "\n".join(
+            (
+                f"deepfusion: VLM {config.vlm_path}, fusion {config.fusion}",
+                f"  cameras  {', '.join(config.cameras)}: {size} x {size} pixels, {tokens} tokens each",
+                f"  prompt   {config.vlm_config['prompt']!r}, {config.tokenizer_max_length} tokens",
+                f"  state    {state} of {config.max_state_dim}",
+                f"  action   {action} of {config.max_action_dim}, chunks of {config.chunk_size}, "
+                f"{config.n_action_steps} executed",
+                f"  weights  {trained:,} trained, {frozen:,} frozen",
+            )
+        )
+
+    # --- batch -> tensors ---------------------------------------------------------------------------------
+
+    def _images(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Images [B, C, 3, height, width] in their slots, normalised, and which are there: bool [B, C]."""
+        size = self.config.vlm_config["model"]["vision_config"]["image_size"]
+        batch_size, device = batch[OBS_STATE].shape[0], batch[OBS_STATE].device
+        images, present, all_there = [], [], True
+        for key in self.config.cameras:
+            there = batch.get(f"{key}_padding_mask")
+            if key in batch:
+                image = letterbox(batch[key], size)
+            elif "empty_camera" in key:
+                image = torch.zeros(batch_size, 3, size, size, device=device)
+                there = torch.zeros(batch_size, dtype=torch.bool, device=device)
+            else:
+                cameras = sorted(name for name in batch if "image" in name)
+                raise ValueError(
+                    f"camera {key!r} is not in the batch, which has {cameras}; rename with --rename_map, or "
+                    "declare cameras that do not exist with --policy.empty_cameras"
+                )
+            all_there &= there is None
+            images.append(image)
+            present.append(torch.ones(batch_size, dtype=torch.bool, device=device) if there is None else there)
+        stacked = torch.stack(images, dim=1)
+        if self.training and self.config.image_shift:
+            stacked = random_shift(stacked, round(self.config.image_shift * size))
+        stacked = (stacked - self.image_mean) / self.image_std
+        return stacked, None if all_there else torch.stack(present, dim=1).bool()
+
+    def _observe(self, batch: dict[str, Tensor]) -> VlmStates:
+        """One pass of the VLM."""
+        pixels, present = self._images(batch)
+        tokens, valid = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
+        if present is not None:
+            perception = self.model.perception
+            places = tokens == perception.config.image_token_id
+            camera = (places.long().cumsum(1) - 1).clamp(min=0) // perception.image_tokens
+            valid = valid & (~places | present.gather(1, camera))
+        states = self.model.prefill(pixels, tokens, valid, right_padded=present is None)
+        return states.detach() if self.config.knowledge_insulation else states
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager:
+        if self.config.dtype == "bfloat16":
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
+        """Flow-matching loss of a batch.
+
+        Args:
+            batch: pre-processed; `action` [B, T, A], `action_is_pad` bool [B, T].
+            reduction: `mean` over all valid actions, or `none` for one loss a sample, [B].
+
+        Raises:
+            ValueError: for another reduction.
+        """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction={reduction!r}: choose 'mean' or 'none'")
+        config, action = self.config, batch[ACTION]
+        size, samples = action.shape[0], config.num_flow_samples
+        noise = sample_noise((size, samples, *action.shape[1:]), action.device)
+        time = sample_time_beta(
+            size * samples,
+            action.device,
+            alpha=config.time_sampling_beta_alpha,
+            beta=config.time_sampling_beta_beta,
+            scale=config.time_sampling_scale,
+            offset=config.time_sampling_offset,
+        ).view(size, samples)
+        noisy, target = interpolate(action, noise, time)
+        with self._autocast(action.device):
+            velocity = self.model.denoise(self._observe(batch), batch[OBS_STATE], noisy, time)
+        error = flow_error(velocity.float(), target)
+        is_pad = batch.get("action_is_pad")
+        valid = torch.ones_like(error) if is_pad is None else (~is_pad).to(error.dtype)
+        total, count = (error * valid).sum(1), valid.sum(1)
+        if reduction == "none":
+            return total / count.clamp(min=1), {}
+        return total.sum() / count.sum().clamp(min=1), {}
+
+    # --- acting -------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget the actions still queued; to be called when an episode starts."""
+        self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+
+    def supports_rtc(self) -> bool:
+        return True
+
+    def init_rtc_processor(self) -> None:
+        """Read `config.rtc_config` again; LeRobot's rollout sets it after the policy is built."""
+        rtc = self.config.rtc_config
+        self.rtc_processor = None if rtc is None else RTCProcessor(rtc)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **rtc: Any) -> Tensor:
+        """Normalised actions [B, T, A] for one observation.
+
+        Args:
+            batch: pre-processed.
+            noise: where the flow starts, [B, T, A]; drawn if not given.
+            rtc: `inference_delay`, `prev_chunk_left_over` and `execution_horizon` of real-time chunking.
+        """
+        self.eval()
+        config, state = self.config, batch[OBS_STATE]
+        shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
+        noise = sample_noise(shape, state.device) if noise is None else noise
+        with self._autocast(state.device):
+            states = self.model.project_contexts(self._observe(batch))
+
+            @torch.no_grad()  # real-time chunking turns gradients on and has no use for ours
+            def velocity(noisy: Tensor, time: Tensor) -> Tensor:
+                return self.model.denoise(states, state, noisy[:, None], time[:, None])[:, 0].float()
+
+            return euler_integrate(
+                velocity,
+                noise,
+                config.num_inference_steps,
+                rtc_processor=self.rtc_processor,
+                rtc_enabled=self._rtc_enabled(),
+                **rtc,
+            )
+
+    def _rtc_enabled(self) -> bool:
+        return self.config.rtc_config is not None and self.config.rtc_config.enabled
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """The next normalised action [B, A]; a new chunk is predicted when the last one is used up.
+
+        Raises:
+            RuntimeError: under real-time chunking, which needs whole chunks.
+        """
+        if self._rtc_enabled():
+            raise RuntimeError("real-time chunking works on whole chunks: call predict_action_chunk instead")
+        if not self._action_queue:
+            chunk = self.predict_action_chunk(batch, **kwargs)
+            self._action_queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
+        return self._action_queue.popleft()
+
+
+HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")

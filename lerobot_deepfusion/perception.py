@@ -1,0 +1,245 @@
+"""LLaVA as the eyes: images and prompt in, the states of each layer out. Only file that names its classes.
+
+Axis letters: B batch, C cameras, S prefix tokens, N image tokens of one camera, D text width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import AutoModel
+
+from .expert import project_key_value
+from .fusion import Fusion, KeyValue, VlmStates, vlm_layers_needed
+from .masks import causal_mask, positions_from_valid
+
+LLAVA_MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
+ATTENTION = "deepfusion"  # our attention function in transformers' registry
+
+
+def attention_with_key_value(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, KeyValue]:
+    """transformers' attention interface, with the keys and values in the place of the attention weights.
+
+    They leave the layer as return values: taken as a side effect they would be lost to gradient
+    checkpointing and break FSDP's hooks.
+    """
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        is_causal=attention_mask is None,
+        scale=scaling,
+        enable_gqa=module.num_key_value_groups > 1,
+    )
+    return out.transpose(1, 2).contiguous(), (key, value)
+
+
+AttentionInterface.register(ATTENTION, attention_with_key_value)
+
+
+class _VlmLayer:
+    """Mixed into the text model's decoder layer class: its forward also returns keys and values."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor | None, KeyValue]:
+        normed = self.input_layernorm(hidden_states)
+        if self.mlp is None:  # the last layer under `kv`: nobody reads its output
+            return None, project_key_value(self.self_attn, normed, position_embeddings)
+        out, key_value = self.self_attn(
+            hidden_states=normed, position_embeddings=position_embeddings, attention_mask=attention_mask
+        )
+        hidden_states = hidden_states + out
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), key_value
+
+
+_vlm_layer_classes: dict[type, type] = {}
+
+
+def _vlm_layer_class(base: type) -> type:
+    # The name stays: FSDP and accelerate find layer classes by name.
+    return _vlm_layer_classes.setdefault(base, type(base.__name__, (_VlmLayer, base), {}))
+
+
+def llava_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    """A LLaVA config from what `PreTrainedConfig.to_dict` gave.
+
+    Raises:
+        ValueError: if it is not one of the LLaVA families.
+    """
+    model_type = values.get("model_type")
+    if model_type not in LLAVA_MODEL_TYPES:
+        raise ValueError(f"VLM of model_type {model_type!r}: expected one of {', '.join(LLAVA_MODEL_TYPES)}")
+    values = {key: value for key, value in values.items() if key != "model_type"}
+    return AutoConfig.for_model(model_type, **values)
+
+
+class Perception(nn.Module):
+    """Vision tower, projector and text model of a LLaVA, cut after what the expert reads.
+
+    Args:
+        vlm_config: config of the whole LLaVA.
+        fusion: decides where the text model ends.
+        pooling: patches are averaged in blocks of `pooling` x `pooling` before the projector.
+
+    Raises:
+        ValueError: for a LLaVA that can't be cut exactly: features of several vision layers, or a sliding
+            attention window.
+    """
+
+    def __init__(self, vlm_config: PreTrainedConfig, fusion: Fusion, pooling: int = 1) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.fusion = fusion
+        self.config = _cut_config(vlm_config, fusion)
+        llava = AutoModel.from_config(self.config)
+        self.vision_tower = llava.vision_tower
+        self.multi_modal_projector = llava.multi_modal_projector
+        self.language_model = llava.language_model
+        newline = getattr(llava, "image_newline", None)
+        self.image_newline = newline
+        _drop_unread(self, fusion)
+        for layer in self.language_model.layers:
+            layer.__class__ = _vlm_layer_class(type(layer))
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one camera."""
+        return image_tokens(self.config, self.pooling)
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Normalised images [B, C, 3, height, width] -> tokens [B, C * N, D], in one call of the tower."""
+        batch, cameras = pixels.shape[:2]
+        features = self.vision_tower(pixels.flatten(0, 1)).last_hidden_state
+        if self.config.vision_feature_select_strategy == "default":
+            features = features[:, 1:]
+        if self.pooling > 1:
+            features = pool_patches(features, self.pooling)
+        tokens = self.multi_modal_projector(features)
+        if self.image_newline is not None:
+            newline = self.image_newline.to(tokens.dtype).expand(len(tokens), 1, -1)
+            tokens = torch.cat([tokens, newline], dim=1)
+        return tokens.reshape(batch, cameras * tokens.shape[1], -1)
+
+    def embed(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
+        """Prefix embeddings [B, S, D]: text embeddings with the image tokens put into their places.
+
+        Args:
+            pixels: [B, C, 3, height, width].
+            token_ids: [B, S], with C * N image tokens in every row.
+        """
+        embeds = self.language_model.embed_tokens(token_ids)
+        images = self.embed_images(pixels).to(embeds.dtype)
+        places = token_ids == self.config.image_token_id
+        return embeds.masked_scatter(places[..., None], images)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        token_ids: Tensor,
+        valid: Tensor,
+        right_padded: bool = True,
+    ) -> VlmStates:
+        """Run the VLM once.
+
+        Args:
+            pixels: normalised images [B, C, 3, height, width].
+            token_ids: [B, S].
+            valid: bool [B, S]; False at padding and at the tokens of absent cameras.
+            right_padded: whether invalid tokens stand at the right end only, so that causal attention
+                needs no mask.
+        """
+        x = self.embed(pixels, token_ids)
+        text = self.language_model
+        position_embeddings = text.rotary_emb(x, positions_from_valid(valid))
+        mask = None if right_padded else causal_mask(valid)
+        context: list[KeyValue | Tensor] = []
+        for layer in text.layers:
+            if self.fusion == "hidden":
+                context.append(x)
+            x, key_value = layer(x, position_embeddings, mask)
+            if self.fusion == "kv":
+                context.append(key_value)
+        if self.fusion == "hidden":
+            context.append(x)
+        if self.fusion == "late":
+            context = [text.norm(x)] * len(text.layers)
+        return VlmStates(context, valid, position_embeddings)
+
+
+def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
+    """Tokens that one image becomes.
+
+    Raises:
+        ValueError: if the patches do not divide into blocks of `pooling` x `pooling`.
+    """
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
+    if pooling > 1 and (side % pooling or class_token):
+        raise ValueError(
+            f"image_token_pooling={pooling}: the vision tower gives {side} x {side} patches"
+            f"{' and a class token' if class_token else ''}, which do not divide into such blocks"
+        )
+    newline = config.model_type in ("llava_next", "llava_onevision")
+    return (side // pooling) ** 2 + class_token + newline
+
+
+def pool_patches(features: Tensor, pooling: int) -> Tensor:
+    """Average blocks of a square grid of patches: [B, side ** 2, D] -> [B, (side / pooling) ** 2, D]."""
+    side = math.isqrt(features.shape[1])
+    grid = features.transpose(1, 2).unflatten(2, (side, side))
+    return F.avg_pool2d(grid, pooling).flatten(2).transpose(1, 2)
+
+
+def _cut_config(vlm_config: PreTrainedConfig, fusion: Fusion) -> PreTrainedConfig:
+    config = copy.deepcopy(vlm_config)
+    layer = config.vision_feature_layer
+    if not isinstance(layer, int):
+        raise ValueError(f"vision_feature_layer={layer}: only one feature layer is supported")
+    vision, text = config.vision_config, config.text_config
+    vision.num_hidden_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
+    vision.vision_use_head = False  # SigLIP's attention pooling
+    whole, key_value_only = vlm_layers_needed(fusion, text.num_hidden_layers)
+    text.num_hidden_layers = whole + key_value_only
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+        if "sliding_attention" in text.layer_types:
+            raise ValueError("a text model with sliding-window attention is not supported")
+    text._attn_implementation = ATTENTION
+    vision._attn_implementation = "sdpa"
+    return config
+
+
+def _drop_unread(perception: Perception, fusion: Fusion) -> None:
+    """Remove the parameters that no expert layer's input depends on."""
+    # Features are the encoder's output; CLIP and SigLIP norm it only for their pooled output.
+    tower = getattr(perception.vision_tower, "vision_model", perception.vision_tower)
+    tower.post_layernorm = nn.Identity()
+    text = perception.language_model
+    if fusion != "late":
+        text.norm = nn.Identity()
+    if fusion == "kv":
+        last = text.layers[-1]
+        last.self_attn.q_proj = last.self_attn.o_proj = None
+        last.mlp = last.post_attention_layernorm = None

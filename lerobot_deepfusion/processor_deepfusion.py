@@ -1,0 +1,194 @@
+"""Pre- and post-processing: LeRobot's stock steps around one of ours, which writes the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lerobot.configs import NormalizationMode, PipelineFeatureType, PolicyFeature
+from lerobot.lerobot_types import EnvTransition, TransitionKey
+from lerobot.processor import (
+    PolicyAction,
+    PolicyProcessorPipeline,
+    ProcessorStep,
+    ProcessorStepRegistry,
+    make_default_policy_processor_steps,
+    make_policy_processor_pipelines,
+)
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .configuration_deepfusion import DeepFusionConfig
+
+
+@ProcessorStepRegistry.register(name="deepfusion_prompt_processor")
+@dataclass
+class DeepFusionPromptProcessorStep(ProcessorStep):
+    """Task text -> token ids of the whole prompt, image tokens included.
+
+    Writes `observation.language.tokens` (int64 [B, S]) and `observation.language.attention_mask` (bool
+    [B, S]), where S = cameras * image_tokens + max_length for every batch. Each text is tokenised once.
+
+    Attributes:
+        prompt: text around one task, with one `image_token` and one `{task}`.
+        image_token: the token that stands for an image.
+        image_tokens: how many of them one camera becomes.
+        cameras: number of camera slots.
+        max_length: tokens left for everything but the images.
+        pad_token_id: fills the rest.
+        tokenizer: travels in the step's state, not in its config.
+    """
+
+    prompt: str
+    image_token: str
+    image_tokens: int
+    cameras: int
+    max_length: int
+    pad_token_id: int
+    tokenizer: Tokenizer | None = None
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        transition = transition.copy()
+        complementary = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        tasks = complementary.get("task")
+        if isinstance(tasks, str):
+            tasks = [tasks]
+        if not isinstance(tasks, (list, tuple)) or not all(isinstance(task, str) for task in tasks):
+            raise ValueError(
+                f"'task' is {tasks!r}; this policy needs one text for each sample (an empty one is allowed)"
+            )
+        tokens = torch.stack([self._token_ids(task) for task in tasks])
+        transition[TransitionKey.OBSERVATION] = {
+            **(transition.get(TransitionKey.OBSERVATION) or {}),
+            OBS_LANGUAGE_TOKENS: tokens,
+            OBS_LANGUAGE_ATTENTION_MASK: tokens != self.pad_token_id,
+        }
+        return transition
+
+    def _token_ids(self, task: str) -> Tensor:
+        """Padded token ids [S] of one task."""
+        if task not in self._known:
+            if self.tokenizer is None:
+                raise RuntimeError("the prompt step has no tokenizer; load its state or build it with one")
+            if self.image_token in task:
+                raise ValueError(f"the task text {task!r} contains the image token {self.image_token!r}")
+            images = self.image_token * (self.image_tokens * self.cameras)
+            text = self.prompt.replace(self.image_token, images).replace("{task}", task)
+            ids = self.tokenizer.encode(text).ids
+            size = self.image_tokens * self.cameras + self.max_length
+            if len(ids) > size:
+                words = len(ids) - self.image_tokens * self.cameras
+                raise ValueError(
+                    f"the prompt for the task {task!r} has {words} tokens besides the images and "
+                    f"policy.tokenizer_max_length is {self.max_length}; set it to {words} or more"
+                )
+            self._known[task] = torch.tensor(ids + [self.pad_token_id] * (size - len(ids)))
+        return self._known[task]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "image_token": self.image_token,
+            "image_tokens": self.image_tokens,
+            "cameras": self.cameras,
+            "max_length": self.max_length,
+            "pad_token_id": self.pad_token_id,
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tokenizer as bytes: a processor's state may hold tensors only."""
+        if self.tokenizer is None:
+            return {}
+        return {"tokenizer_json": torch.tensor(list(self.tokenizer.to_str().encode()), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.tokenizer = Tokenizer.from_str(bytes(state["tokenizer_json"].tolist()).decode())
+        self._known.clear()
+
+    def transform_features(
+        self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
+    ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
+        return features
+
+
+def make_deepfusion_pre_post_processors(
+    config: DeepFusionConfig,
+    dataset_stats: dict[str, dict[str, Tensor]] | None = None,
+) -> tuple[
+    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
+    PolicyProcessorPipeline[PolicyAction, PolicyAction],
+]:
+    """Fresh pipelines; those of a checkpoint are loaded by LeRobot and never come here.
+
+    Args:
+        config: of the policy; `vlm_config` is filled if it is empty.
+        dataset_stats: of the data set to train on.
+
+    Raises:
+        ValueError: if a statistic that normalisation needs is missing or not finite.
+    """
+    from .perception import image_tokens, llava_config_from_dict
+    from .vlm_source import read_tokenizer, read_vlm_config
+
+    check_statistics(config, dataset_stats)
+    if config.vlm_config is None:
+        config.vlm_config = read_vlm_config(config.vlm_path)
+    tokenizer = read_tokenizer(config.vlm_path)
+    vlm = config.vlm_config
+    pad_token_id = vlm["model"]["text_config"].get("pad_token_id")
+    prompt = DeepFusionPromptProcessorStep(
+        prompt=vlm["prompt"],
+        image_token=vlm["image_token"],
+        image_tokens=image_tokens(llava_config_from_dict(vlm["model"]), config.image_token_pooling),
+        cameras=len(config.cameras),
+        max_length=config.tokenizer_max_length,
+        pad_token_id=0 if pad_token_id is None else pad_token_id,
+        tokenizer=tokenizer,
+    )
+    steps = make_default_policy_processor_steps(config, dataset_stats)
+    return make_policy_processor_pipelines(
+        input_steps=[
+            steps.rename_observations,
+            steps.add_batch_dim,
+            prompt,
+            steps.to_device,
+            steps.normalize,
+        ],
+        output_steps=[steps.unnormalize, steps.to_cpu],
+    )
+
+
+STATISTICS = {
+    NormalizationMode.MEAN_STD: ("mean", "std"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+
+
+def check_statistics(config: DeepFusionConfig, dataset_stats: dict[str, dict[str, Any]] | None) -> None:
+    """LeRobot passes a feature without statistics through unchanged; here it stops the run.
+
+    Raises:
+        ValueError: naming the key, what was found and what is needed.
+    """
+    features = {**config.input_features, **config.output_features}
+    for key in (OBS_STATE, ACTION):
+        mode = config.normalization_mapping.get(features[key].type.value, NormalizationMode.IDENTITY)
+        for name in STATISTICS.get(mode, ()):
+            value = (dataset_stats or {}).get(key, {}).get(name)
+            if value is None:
+                raise ValueError(
+                    f"{key} is to be normalised by {mode.value} and the data set's statistics have no "
+                    f"'{name}' for it (they have {sorted((dataset_stats or {}).get(key, {}))}); "
+                    "recompute them with lerobot-edit-dataset, or change policy.normalization_mapping"
+                )
+            value = torch.as_tensor(value)
+            if not torch.isfinite(value).all() or tuple(value.shape) != tuple(features[key].shape):
+                raise ValueError(
+                    f"statistic '{name}' of {key} is {value.tolist()}; expected {features[key].shape[0]} finite "
+                    "numbers. Recompute the data set's statistics with lerobot-edit-dataset"
+                )

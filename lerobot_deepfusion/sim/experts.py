@@ -1,0 +1,108 @@
+"""Scripted experts: an environment, what to record of it, and who acts.
+
+An expert yields frames for `LeRobotDataset.add_frame`, at exactly the observation that `lerobot-eval` gives
+to a policy. It may see the simulator's state, which the policy never does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Expert(Protocol):
+    """What the recorder needs of a simulator."""
+
+    fps: int
+    robot_type: str
+    features: dict[str, Any]
+
+    def episode(self, seed: int) -> list[dict[str, Any]] | None:
+        """The frames of one episode, or None if the expert failed it."""
+
+    def close(self) -> None: ...
+
+
+def make(simulator: str, task: str, *, size: int, noise: float) -> Expert:
+    """Build an expert.
+
+    Args:
+        simulator: `metaworld` or `pusht`.
+        task: the task's name there.
+        size: frame width and height, pixels.
+        noise: standard deviation of the noise on executed actions, in units of the action's half range.
+    """
+    if simulator == "metaworld":
+        return MetaworldExpert(task, size, noise)
+    if simulator == "pusht":
+        from lerobot_deepfusion.sim.pusht_planner import PushTExpert
+
+        return PushTExpert(size, noise)
+    raise ValueError(f"no simulator {simulator!r}; there are 'metaworld' and 'pusht'")
+
+
+def image_state_action_features(size: int, state: list[str], action: list[str]) -> dict[str, Any]:
+    """Data set features of one square RGB camera, a state vector and an action vector."""
+    return {
+        "observation.image": {
+            "dtype": "image",
+            "shape": (size, size, 3),
+            "names": ["height", "width", "channels"],
+        },
+        "observation.state": {"dtype": "float32", "shape": (len(state),), "names": state},
+        "action": {"dtype": "float32", "shape": (len(action),), "names": action},
+    }
+
+
+class MetaworldExpert:
+    """Meta-World's own scripted policy for each of its 50 tasks.
+
+    With noise, the executed action is disturbed and the recorded one is not (DART, Laskey et al. 2017), so
+    that the data cover the states around the expert's path with the way back.
+    """
+
+    robot_type = "sawyer"
+
+    def __init__(self, task: str, size: int, noise: float) -> None:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: workers, not threads
+        from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv, make_env
+
+        config = MetaworldFastEnv(task=task, observation_size=size, episode_length=150)
+        self.env = make_env(task, **config.gym_kwargs)
+        self.fps = config.fps
+        self.noise = noise
+        self.features = image_state_action_features(size, ["x", "y", "z", "gripper"], ["dx", "dy", "dz", "gripper"])
+
+    def episode(self, seed: int) -> list[dict[str, Any]] | None:
+        # Without pictures first: physics takes a millisecond a step and a frame takes 25.
+        return list(self._run(seed)) if self._succeeds(seed) else None
+
+    def _succeeds(self, seed: int) -> bool:
+        with self.env.without_pictures():
+            return sum(1 for _ in self._run(seed)) < self.env._max_episode_steps
+
+    def _run(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Frames until success or the step limit; the same seed gives the same episode."""
+        rng = np.random.default_rng(seed)
+        observation, _ = self.env.reset(seed=seed)
+        for _ in range(self.env._max_episode_steps):
+            action = self.env.expert_policy.get_action(self.env.raw_observation)
+            action = np.clip(action, -1, 1).astype(np.float32)
+            yield {
+                "observation.image": observation["pixels"],
+                "observation.state": observation["agent_pos"].astype(np.float32),
+                "action": action,
+                "task": self.env.task_description,
+            }
+            executed = action.copy()
+            executed[:3] += rng.normal(0, self.noise, 3)  # not the gripper
+            observation, _, terminated, _, _ = self.env.step(np.clip(executed, -1, 1))
+            if terminated:
+                return
+
+    def close(self) -> None:
+        self.env.close()
