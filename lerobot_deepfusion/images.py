@@ -6,7 +6,7 @@ Axis letters: B batch, C cameras.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 

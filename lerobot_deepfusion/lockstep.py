@@ -82,7 +82,8 @@ class DeepFusionModel(nn.Module):
     def gradient_checkpointing_enable(self) -> None:
         """Recompute layers in the backward pass; of a frozen part there is no backward pass to serve."""
         for part in (self.perception.vision_tower, self.perception.language_model, self.expert.backbone):
-            if any(parameter.requires_grad for parameter in part.parameters()):
+            trained = any(parameter.requires_grad for parameter in part.parameters())
+            if trained and part.supports_gradient_checkpointing:
                 part.gradient_checkpointing_enable({"use_reentrant": False})
 
 

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModel
@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import AutoModel
 from .expert import project_key_value
 from .fusion import Fusion, KeyValue, VlmStates, vlm_layers_needed
 from .masks import causal_mask, positions_from_valid
+from .tiny import TinyVisionConfig
 
 LLAVA_MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
 ATTENTION = "deepfusion"  # our attention function in transformers' registry
@@ -194,6 +195,10 @@ def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
         ValueError: if the patches do not divide into blocks of `pooling` x `pooling`.
     """
     vision = config.vision_config
+    if isinstance(vision, TinyVisionConfig):
+        if pooling > 1:
+            raise ValueError(f"image_token_pooling={pooling}: the tiny LLaVA has no patches to average, set it to 1")
+        return vision.num_tokens
     side = vision.image_size // vision.patch_size
     class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
     if pooling > 1 and (side % pooling or class_token):
@@ -235,7 +240,8 @@ def _drop_unread(perception: Perception, fusion: Fusion) -> None:
     """Remove the parameters that no expert layer's input depends on."""
     # Features are the encoder's output; CLIP and SigLIP norm it only for their pooled output.
     tower = getattr(perception.vision_tower, "vision_model", perception.vision_tower)
-    tower.post_layernorm = nn.Identity()
+    if hasattr(tower, "post_layernorm"):
+        tower.post_layernorm = nn.Identity()
     text = perception.language_model
     if fusion != "late":
         text.norm = nn.Identity()

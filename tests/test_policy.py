@@ -1,0 +1,285 @@
+"""`DeepFusionPolicy` as LeRobot calls it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+
+from lerobot_deepfusion import DeepFusionConfig
+from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
+
+STATS = {
+    "observation.state": {"mean": torch.tensor([1.0, 2.0, 3.0, 4.0]), "std": torch.full((4,), 2.0)},
+    "action": {"mean": torch.tensor([0.5, -0.5, 0.0]), "std": torch.full((3,), 0.5)},
+}
+
+
+def make_config(cameras: tuple[str, ...] = ("image",), **changes) -> DeepFusionConfig:
+    config = DeepFusionConfig(
+        vlm_path="tiny",
+        device="cpu",
+        chunk_size=6,
+        n_action_steps=3,
+        num_inference_steps=2,
+        tokenizer_max_length=24,
+        max_state_dim=6,
+        max_action_dim=5,
+        push_to_hub=False,
+        **changes,
+    )
+    config.input_features = {
+        f"observation.{name}": PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 80)) for name in cameras
+    }
+    config.input_features["observation.state"] = PolicyFeature(type=FeatureType.STATE, shape=(4,))
+    config.output_features = {"action": PolicyFeature(type=FeatureType.ACTION, shape=(3,))}
+    return config
+
+
+def make_batch(config: DeepFusionConfig, size: int = 3, training: bool = True) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    batch = {key: torch.rand(size, 3, 64, 80, generator=generator) for key in config.cameras if "empty" not in key}
+    batch["observation.state"] = torch.randn(size, 4, generator=generator)
+    batch["task"] = [f"do {index}" for index in range(size)]
+    if training:
+        batch["action"] = torch.randn(size, config.chunk_size, 3, generator=generator)
+        batch["action_is_pad"] = torch.zeros(size, config.chunk_size, dtype=torch.bool)
+    return batch
+
+
+def make(**changes) -> tuple[DeepFusionPolicy, dict, dict]:
+    """A policy, a pre-processed training batch and the pipelines."""
+    torch.manual_seed(0)
+    config = make_config(**changes)
+    policy = DeepFusionPolicy(config)
+    pre, post = make_deepfusion_pre_post_processors(config, STATS)
+    return policy, pre(make_batch(config)), {"pre": pre, "post": post}
+
+
+def loss(policy: DeepFusionPolicy, batch: dict, **kwargs) -> torch.Tensor:
+    torch.manual_seed(7)
+    return policy.forward(batch, **kwargs)[0]
+
+
+@pytest.mark.parametrize("fusion", ["kv", "hidden", "late"])
+def test_overfits_one_batch(fusion: str) -> None:
+    """A few steps on one batch at one (noise, time) lower the loss to a fifth."""
+    policy, batch, _ = make(fusion=fusion)
+    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
+    policy.train()
+    first = loss(policy, batch).item()
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss(policy, batch).backward()
+        optimizer.step()
+    assert loss(policy, batch).item() < first / 5
+
+
+def test_padded_actions_do_not_count() -> None:
+    """Actions behind the episode's end change neither the loss nor its gradient, to the bit."""
+    policy, batch, _ = make(num_flow_samples=2)
+    batch["action_is_pad"][0, 2:] = True
+    before = loss(policy, batch)
+    before.backward()
+    gradient = policy.model.expert.action_out_proj.weight.grad.clone()
+    policy.zero_grad()
+    torch.manual_seed(7)
+    target = batch["action"].clone()
+    target[0, 2:] = 123.0
+
+    # The noisy action at padded places does reach the network, as it would in any chunk; only the loss is
+    # masked. So the comparison is of the loss at equal inputs.
+    seen = []
+    original = policy.model.denoise
+    policy.model.denoise = lambda states, state, noisy, time: (
+        seen.append(noisy) or original(states, state, noisy, time)
+    )
+    losses = loss(policy, batch, reduction="none")
+    assert torch.isfinite(losses).all()
+    policy.model.denoise = lambda states, state, noisy, time: original(states, state, seen[0], time)
+    changed = {**batch, "action": target}
+    after = loss(policy, changed)
+    after.backward()
+    assert torch.equal(before, after)
+    assert torch.equal(gradient, policy.model.expert.action_out_proj.weight.grad)
+
+
+def test_reductions_agree() -> None:
+    """Without padding the mean of `none` is `mean`; worst error 6e-8."""
+    policy, batch, _ = make()
+    per_sample = loss(policy, batch, reduction="none")
+    assert per_sample.shape == (3,)
+    assert torch.allclose(per_sample.mean(), loss(policy, batch), atol=1e-6)
+    with pytest.raises(ValueError, match="reduction='sum'"):
+        policy.forward(batch, reduction="sum")
+
+
+def test_queue_runs_out_and_resets() -> None:
+    policy, batch, _ = make()
+    calls = []
+    predict = policy.predict_action_chunk
+    policy.predict_action_chunk = lambda *args, **kw: calls.append(1) or predict(*args, **kw)
+    actions = [policy.select_action(batch) for _ in range(4)]
+    assert len(calls) == 2  # three of the first chunk, one of the second
+    assert all(action.shape == (3, 3) for action in actions)
+    policy.reset()
+    policy.select_action(batch)
+    assert len(calls) == 3
+
+
+def test_chunk_is_deterministic_given_noise_and_equals_the_queue() -> None:
+    policy, batch, _ = make()
+    noise = torch.randn(3, 6, 3)
+    chunk = policy.predict_action_chunk(batch, noise=noise)
+    assert torch.equal(chunk, policy.predict_action_chunk(batch, noise=noise))
+    queued = [policy.select_action(batch, noise=noise) for _ in range(3)]
+    assert torch.equal(torch.stack(queued, dim=1), chunk[:, :3])
+
+
+@pytest.mark.parametrize("fusion", ["kv", "hidden", "late"])
+def test_checkpoint_stands_alone(tmp_path: Path, fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved and loaded through LeRobot, policy and processors give the same actions to the bit.
+
+    Nothing is read but the checkpoint: the functions that read a VLM raise.
+    """
+    policy, _, pipelines = make(fusion=fusion, cameras=("images.left", "images.right"))
+    for pipeline in pipelines.values():
+        pipeline.save_pretrained(tmp_path)
+    policy.save_pretrained(tmp_path)
+
+    def stop(*_, **__):
+        raise AssertionError("a checkpoint must not read a VLM")
+
+    for name in ("read_vlm_config", "load_vlm_weights"):
+        monkeypatch.setattr(f"lerobot_deepfusion.modeling_deepfusion.{name}", stop)
+    again = DeepFusionPolicy.from_pretrained(tmp_path)
+    pre, post = make_pre_post_processors(again.config, pretrained_path=str(tmp_path))
+    raw, noise = make_batch(policy.config, training=False), torch.randn(3, 6, 3)
+    expected = pipelines["post"](policy.predict_action_chunk(pipelines["pre"](copy.deepcopy(raw)), noise=noise)[:, 0])
+    assert torch.equal(post(again.predict_action_chunk(pre(copy.deepcopy(raw)), noise=noise)[:, 0]), expected)
+
+
+def test_loading_is_strict(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    policy, _, _ = make()
+    policy.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    key = "model.expert.action_out_proj.weight"
+    for changed in (
+        {k: v for k, v in weights.items() if k != key},
+        {**weights, "model.expert.extra": torch.zeros(1)},
+        {**weights, key: torch.zeros(2, 2)},
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(RuntimeError, match=r"action_out_proj|extra"):
+            DeepFusionPolicy.from_pretrained(tmp_path)
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    policy, _, _ = make()
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="fusion='late'"):
+        DeepFusionPolicy.from_pretrained(tmp_path, config=make_config(fusion="late"))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["vlm_config"]["model"]["model_type"] == "llava"
+    assert PreTrainedConfig.from_pretrained(tmp_path) == policy.config
+
+
+def test_cameras_have_fixed_slots() -> None:
+    """Two cameras swapped in the batch give another answer; the order of the batch's keys does not."""
+    cameras = ("images.a", "images.b")
+    policy, batch, _ = make(cameras=cameras)
+    noise = torch.randn(3, 6, 3)
+    chunk = policy.predict_action_chunk(batch, noise=noise)
+    assert torch.equal(chunk, policy.predict_action_chunk(dict(reversed(batch.items())), noise=noise))
+    a, b = (f"observation.{name}" for name in cameras)
+    assert not torch.allclose(chunk, policy.predict_action_chunk({**batch, a: batch[b], b: batch[a]}, noise=noise))
+
+
+def test_missing_camera_is_an_error_and_a_declared_one_is_masked() -> None:
+    policy, batch, _ = make(cameras=("images.a", "images.b"))
+    with pytest.raises(ValueError, match=r"images\.b.*empty_cameras"):
+        policy.predict_action_chunk({k: v for k, v in batch.items() if k != "observation.images.b"})
+    policy, batch, _ = make(empty_cameras=1)
+    assert policy.config.cameras[-1] == "observation.images.empty_camera_0"
+    noise = torch.randn(3, 6, 3)
+    chunk = policy.predict_action_chunk(batch, noise=noise)
+    # Whatever stood in the empty slot would not be seen.
+    filled = {**batch, policy.config.cameras[-1]: torch.rand(3, 3, 9, 9)}
+    filled[f"{policy.config.cameras[-1]}_padding_mask"] = torch.zeros(3, dtype=torch.bool)
+    assert torch.allclose(chunk, policy.predict_action_chunk(filled, noise=noise), atol=1e-6)
+
+
+def test_absent_camera_equals_no_camera_at_all() -> None:
+    """A masked slot leaves the numbers of a policy without that slot. Worst error: 1e-6."""
+    one, batch, _ = make()
+    two, padded, _ = make(empty_cameras=1)
+    two.load_state_dict(one.state_dict())
+    noise = torch.randn(3, 6, 3)
+    expected = one.predict_action_chunk(batch, noise=noise)
+    assert torch.allclose(two.predict_action_chunk(padded, noise=noise), expected, atol=1e-5)
+
+
+def test_train_keeps_frozen_parts_in_eval() -> None:
+    policy, _, _ = make(train_expert_only=True)
+    assert policy.train() is policy
+    assert policy.model.expert.training
+    assert not policy.model.perception.training
+    names = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert all(name.startswith("model.expert.") for name in names)
+    assert len(policy.get_optim_params()) == len(names)
+    policy, _, _ = make(freeze_vision_encoder=True)
+    policy.train()
+    assert not policy.model.perception.vision_tower.training
+    assert policy.model.perception.language_model.training
+
+
+def test_knowledge_insulation_cuts_the_gradient() -> None:
+    """Exactly none of the expert's gradient reaches the VLM."""
+    policy, batch, _ = make(knowledge_insulation=True)
+    loss(policy, batch).backward()
+    assert all(p.grad is None for p in policy.model.perception.parameters())
+    assert policy.model.expert.action_in_proj.weight.grad.any()
+
+
+def test_bfloat16_is_near_float32() -> None:
+    """Autocast moves the actions by about 1e-2, as rounding to 8 bits does; weights stay float32."""
+    policy, batch, _ = make()
+    noise = torch.randn(3, 6, 3)
+    exact = policy.predict_action_chunk(batch, noise=noise)
+    policy.config.dtype = "bfloat16"
+    rounded = policy.predict_action_chunk(batch, noise=noise)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.1
+    assert all(p.dtype == torch.float32 for p in policy.parameters())
+
+
+def test_real_time_chunking_follows_the_old_chunk() -> None:
+    """LeRobot's guidance pulls the start of the new chunk towards what is left of the old one."""
+    policy, batch, _ = make()
+    noise, old = torch.randn(3, 6, 3), torch.zeros(3, 6, 3)
+    free = policy.predict_action_chunk(batch, noise=noise)
+    assert policy.supports_rtc()
+    policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=4)
+    policy.init_rtc_processor()
+    options = {"inference_delay": 2, "prev_chunk_left_over": old, "execution_horizon": 4}
+    guided = policy.predict_action_chunk(batch, noise=noise, **options)
+    assert guided[:, :2].abs().mean() < free[:, :2].abs().mean()
+    assert not guided.requires_grad
+    with pytest.raises(RuntimeError, match="predict_action_chunk"):
+        policy.select_action(batch)
+
+
+def test_expert_can_start_from_the_vlm() -> None:
+    policy, _, _ = make(expert_init="vlm")
+    text, expert = policy.model.perception.language_model, policy.model.expert.backbone
+    assert torch.equal(text.layers[0].mlp.up_proj.weight, expert.layers[0].mlp.up_proj.weight)
+    assert torch.equal(text.layers[-1].self_attn.k_proj.weight, expert.layers[-1].self_attn.k_proj.weight)
