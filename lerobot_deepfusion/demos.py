@@ -2,7 +2,7 @@
 
     deepfusion-demos --task push-v3 --episodes 60 --root outputs/data/push
 
-Episodes are recorded in parts of ten, each in a data set of its own beside the target, and merged at the
+Episodes are recorded in parts of twenty, each in a data set of its own beside the target, and merged at the
 end. A part is renamed into place when it is complete, so an interrupted run goes on where it stopped when
 the same command is given again, and two workers can record at once. Episodes that the expert fails are
 left out and counted.
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-PART_EPISODES = 10
+PART_EPISODES = 20
 PART_SEEDS = 1000  # seeds that a part may try; the next part starts behind them
 FIRST_SEED = 100_000  # far from the seeds of `lerobot-eval`, which start at --seed (1000)
 
@@ -144,6 +144,7 @@ def record(recipe: Recipe, root: Path, workers: int = 2) -> dict[str, int]:
         f"local/{root.name}",
         roots=[folder / part.name for part in parts],
         aggr_root=merged,
+        concatenate_data=False,  # appending to one file would write it anew for every part
     )
     meta = LeRobotDatasetMetadata(f"local/{root.name}", root=merged)
     failed = sum(json.loads((folder / part.name / "failed.json").read_text()) for part in parts)

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+EPISODE_LENGTH = 200  # Meta-World; an expert that has not succeeded by then is stuck
+
 
 class Expert(Protocol):
     """What the recorder needs of a simulator."""
@@ -69,10 +71,10 @@ class MetaworldExpert:
     def __init__(self, task: str, size: int, noise: float) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: workers, not threads
-        from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv, make_env
+        from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
-        config = MetaworldFastEnv(task=task, observation_size=size, episode_length=150)
-        self.env = make_env(task, **config.gym_kwargs)
+        config = MetaworldFastEnv(observation_size=size, episode_length=EPISODE_LENGTH)
+        self.env = config.make(task)
         self.fps = config.fps
         self.noise = noise
         self.features = image_state_action_features(size, ["x", "y", "z", "gripper"], ["dx", "dy", "dz", "gripper"])

@@ -1,0 +1,23 @@
+# `make demo` and `make test` need nothing but Python 3.12 and this clone.
+.PHONY: setup demo demo-faucet test lint
+PYTHON ?= python
+
+setup: .venv/.ready
+.venv/.ready: pyproject.toml uv.lock
+	$(PYTHON) -m pip install --quiet "uv>=0.8"
+	$(PYTHON) -m uv sync --locked --extra metaworld --extra pusht --extra async --extra dev
+	touch $@
+
+demo: setup
+	.venv/bin/python examples/demo.py
+
+demo-faucet: setup
+	.venv/bin/python examples/demo.py --recipe faucet
+
+test: setup
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
