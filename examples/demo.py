@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 RECIPES = {
-    "push": {"task": "push-v3", "episodes": 200, "config": "tiny.yaml"},
+    "push": {"task": "push-v3", "episodes": 160, "config": "tiny.yaml"},
     "faucet": {"task": "faucet-open-v3,faucet-close-v3", "episodes": 60, "config": "tiny_faucet.yaml"},
 }
 

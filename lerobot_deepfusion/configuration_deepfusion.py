@@ -73,6 +73,9 @@ class DeepFusionConfig(PreTrainedConfig):
     empty_cameras: int = 0
     # Training images are shifted by up to this share of their size in each direction; 0 turns it off.
     image_shift: float = 0.0
+    # Share of training samples whose state is hidden, so that the picture is not ignored: with few
+    # demonstrations the state alone tells them apart. At acting it is always seen.
+    state_dropout: float = 0.0
 
     # Real-time chunking; set by LeRobot's rollout.
     rtc_config: RTCConfig | None = None
@@ -143,6 +146,8 @@ class DeepFusionConfig(PreTrainedConfig):
             )
         if not 0 <= self.image_shift < 0.5:
             raise ValueError(f"policy.image_shift={self.image_shift}: choose a share in [0, 0.5)")
+        if not 0 <= self.state_dropout < 1:
+            raise ValueError(f"policy.state_dropout={self.state_dropout}: choose a share in [0, 1)")
         if self.empty_cameras < 0:
             raise ValueError(f"policy.empty_cameras={self.empty_cameras}: needs 0 or more")
 

@@ -31,7 +31,7 @@ TIME_FEATURES = 256
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time features, as in openpi
 
 
-def project_key_value(attention: nn.Module, x_BSD: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> KeyValue:
+def project_key_value(attention: Any, x_BSD: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> KeyValue:
     """Rotated keys and values of a Llama-like attention, each [B, G, S, H], without running it."""
     shape = (*x_BSD.shape[:-1], -1, attention.head_dim)
     key = attention.k_proj(x_BSD).view(shape).transpose(1, 2)
@@ -43,7 +43,7 @@ def project_key_value(attention: nn.Module, x_BSD: Tensor, position_embeddings: 
 class DeepFusionLlamaAttention(LlamaAttention):
     """Llama attention over `[VLM context | own tokens]` in one softmax."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # no cache: the context takes its place
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
@@ -96,9 +96,9 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
             hidden_BSD = self.context_proj(hidden_BSD)
         return project_key_value(self.self_attn, self.input_layernorm(hidden_BSD), position_embeddings)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
-        hidden_states: Tensor,
+        hidden_states: Tensor | None,
         cross_key_value_states: KeyValue | Tensor | None = None,
         context_position_embeddings: tuple[Tensor, Tensor] | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
@@ -115,8 +115,10 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
             time_embedding: [B, X, D], with AdaRMS.
         """
         if isinstance(cross_key_value_states, Tensor):
+            assert context_position_embeddings is not None
             cross_key_value_states = self.project_context(cross_key_value_states, context_position_embeddings)
         if hidden_states is None:
+            assert cross_key_value_states is not None
             return cross_key_value_states
         x = hidden_states
         if self.modulation is None:
@@ -145,6 +147,16 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DeepFusionLlamaDecoderLayer) and module.modulation is not None:
+            # Gates start at one and the rest at zero, so that the first forward pass is a plain Llama's.
+            nn.init.zeros_(module.modulation.weight)
+            bias = torch.zeros(6, self.config.hidden_size)
+            bias[[2, 5]] = 1.0
+            with torch.no_grad():
+                module.modulation.bias.copy_(bias.flatten())
 
     def forward(
         self,
@@ -201,14 +213,6 @@ class DeepFusionActionExpert(nn.Module):
         self.time_mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.backbone = DeepFusionLlamaModel(config)
         self.action_out_proj = nn.Linear(width, max_action_dim)
-        for layer in self.backbone.layers:
-            if layer.modulation is not None:
-                # Gates start at one and the rest at zero, so that the first forward is a plain Llama's.
-                nn.init.zeros_(layer.modulation.weight)
-                nn.init.zeros_(layer.modulation.bias)
-                chunks = layer.modulation.bias.data.chunk(6)
-                chunks[2].fill_(1.0)
-                chunks[5].fill_(1.0)
 
     def forward(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
         """

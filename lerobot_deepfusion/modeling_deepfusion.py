@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lerobot.configs import PreTrainedConfig
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .configuration_deepfusion import DeepFusionConfig
 from .flow import flow_error, interpolate
-from .fusion import VlmStates
+from .fusion import Fusion, VlmStates
 from .images import letterbox, random_shift
 from .lockstep import DeepFusionModel
 from .perception import llava_config_from_dict
@@ -64,7 +64,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
             config.vlm_config = read_vlm_config(config.vlm_path)
         self.model = DeepFusionModel(
             llava_config_from_dict(config.vlm_config["model"]),
-            config.fusion,
+            cast(Fusion, config.fusion),
             config.expert_width_multiplier,
             config.time_conditioning,
             config.max_state_dim,
@@ -239,8 +239,12 @@ class DeepFusionPolicy(PreTrainedPolicy):
             offset=config.time_sampling_offset,
         ).view(size, samples)
         noisy, target = interpolate(action, noise, time)
+        state = batch[OBS_STATE]
+        if self.training and config.state_dropout:
+            # Zero is the mean state, since states are normalised.
+            state = state * (torch.rand(size, 1, device=state.device) >= config.state_dropout)
         with self._autocast(action.device):
-            velocity = self.model.denoise(self._observe(batch), batch[OBS_STATE], noisy, time)
+            velocity = self.model.denoise(self._observe(batch), state, noisy, time)
         error = flow_error(velocity.float(), target)
         is_pad = batch.get("action_is_pad")
         valid = torch.ones_like(error) if is_pad is None else (~is_pad).to(error.dtype)

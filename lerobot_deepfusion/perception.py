@@ -25,7 +25,7 @@ ATTENTION = "deepfusion"  # our attention function in transformers' registry
 
 
 def attention_with_key_value(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -57,6 +57,11 @@ AttentionInterface.register(ATTENTION, attention_with_key_value)
 
 class _VlmLayer:
     """Mixed into the text model's decoder layer class: its forward also returns keys and values."""
+
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module | None
 
     def forward(
         self,

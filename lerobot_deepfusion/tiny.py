@@ -61,6 +61,7 @@ class TinyVisionModel(PreTrainedModel):
 
     config_class = TinyVisionConfig
     main_input_name = "pixel_values"
+    _supports_sdpa = True  # it has no attention, so any implementation will do
 
     def __init__(self, config: TinyVisionConfig) -> None:
         super().__init__(config)
@@ -78,7 +79,7 @@ class TinyVisionModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear | nn.LayerNorm):
             module.reset_parameters()
 

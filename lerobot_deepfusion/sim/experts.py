@@ -74,7 +74,7 @@ class MetaworldExpert:
         from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
         config = MetaworldFastEnv(observation_size=size, episode_length=EPISODE_LENGTH)
-        self.env = config.make(task)
+        self.env: Any = config.make(task)
         self.fps = config.fps
         self.noise = noise
         self.features = image_state_action_features(size, ["x", "y", "z", "gripper"], ["dx", "dy", "dz", "gripper"])

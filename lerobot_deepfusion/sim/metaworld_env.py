@@ -27,6 +27,8 @@ class FastMetaworld(MetaworldEnv):
         ValueError: if the task does not exist; the message lists those that do.
     """
 
+    _env: Any
+
     def __init__(self, task: str, episode_length: int = 500, **kwargs: Any) -> None:
         if task.removeprefix("metaworld-") not in TASK_DESCRIPTIONS:
             raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(sorted(TASK_DESCRIPTIONS))}")
