@@ -6,10 +6,11 @@ What a policy must remember of it is a plain dict, `DeepFusionConfig.vlm_config`
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModel
 
 from . import tiny
@@ -31,7 +32,7 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
     """
     if vlm_path == "tiny":
         return {
-            "model": tiny.tiny_llava_config().to_dict(),
+            "model": _as_json(tiny.tiny_llava_config()),
             "prompt": tiny.PROMPT,
             "image_token": tiny.IMAGE_TOKEN,
             "image_mean": list(tiny.IMAGE_MEAN),
@@ -53,12 +54,17 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
             "and one task text were expected"
         )
     return {
-        "model": config.to_dict(),
+        "model": _as_json(config),
         "prompt": prompt,
         "image_token": image_token,
         "image_mean": list(images.image_mean),
         "image_std": list(images.image_std),
     }
+
+
+def _as_json(config: PreTrainedConfig) -> dict[str, Any]:
+    """The config as `config.json` gives it back, so that it equals itself when it is read again."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def read_tokenizer(vlm_path: str) -> Tokenizer:
