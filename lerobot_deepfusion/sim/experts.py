@@ -74,37 +74,41 @@ class MetaworldExpert:
         from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
         config = MetaworldFastEnv(observation_size=size, episode_length=EPISODE_LENGTH)
+        # Meta-World's reset depends, in the last digits, on what came before; so the try-out has a simulator
+        # of its own, and the one that is recorded sees what an evaluated one sees.
         self.env: Any = config.make(task)
+        self.tryout: Any = config.make(task)
         self.fps = config.fps
         self.noise = noise
         self.features = image_state_action_features(size, ["x", "y", "z", "gripper"], ["dx", "dy", "dz", "gripper"])
 
     def episode(self, seed: int) -> list[dict[str, Any]] | None:
         # Without pictures first: physics takes a millisecond a step and a frame takes 25.
-        return list(self._run(seed)) if self._succeeds(seed) else None
+        with self.tryout.without_pictures():
+            if sum(1 for _ in self._run(self.tryout, seed)) == EPISODE_LENGTH:
+                return None
+        frames = list(self._run(self.env, seed))
+        return frames if len(frames) < EPISODE_LENGTH else None
 
-    def _succeeds(self, seed: int) -> bool:
-        with self.env.without_pictures():
-            return sum(1 for _ in self._run(seed)) < self.env._max_episode_steps
-
-    def _run(self, seed: int) -> Iterator[dict[str, Any]]:
-        """Frames until success or the step limit; the same seed gives the same episode."""
+    def _run(self, env: Any, seed: int) -> Iterator[dict[str, Any]]:
+        """Frames until success or the step limit."""
         rng = np.random.default_rng(seed)
-        observation, _ = self.env.reset(seed=seed)
-        for _ in range(self.env._max_episode_steps):
-            action = self.env.expert_policy.get_action(self.env.raw_observation)
+        observation, _ = env.reset(seed=seed)
+        for _ in range(EPISODE_LENGTH):
+            action = env.expert_policy.get_action(env.raw_observation)
             action = np.clip(action, -1, 1).astype(np.float32)
             yield {
                 "observation.image": observation["pixels"],
                 "observation.state": observation["agent_pos"].astype(np.float32),
                 "action": action,
-                "task": self.env.task_description,
+                "task": env.task_description,
             }
             executed = action.copy()
             executed[:3] += rng.normal(0, self.noise, 3)  # not the gripper
-            observation, _, terminated, _, _ = self.env.step(np.clip(executed, -1, 1))
+            observation, _, terminated, _, _ = env.step(np.clip(executed, -1, 1))
             if terminated:
                 return
 
     def close(self) -> None:
         self.env.close()
+        self.tryout.close()
