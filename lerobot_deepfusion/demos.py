@@ -65,10 +65,12 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
     Raises:
         RuntimeError: if the seeds run out, that is, if the expert nearly always fails.
     """
+    import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from lerobot_deepfusion.sim import experts
 
+    datasets.disable_progress_bars()  # one for each episode, over the one that counts episodes
     root = folder / f"{part.name}.partial"
     shutil.rmtree(root, ignore_errors=True)
     expert = experts.make(recipe.simulator, part.task, size=recipe.size, noise=recipe.noise)

@@ -147,6 +147,13 @@ class DeepFusionPolicy(PreTrainedPolicy):
     def get_optim_params(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """What `--peft.*` adapts: the attention of VLM and expert; what is new to the expert is trained whole."""
+        return {
+            "target_modules": r".*\.(language_model|backbone)\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
+            "modules_to_save": ["state_in_proj", "action_in_proj", "time_mlp", "action_out_proj", "modulation"],
+        }
+
     def describe(self) -> str:
         """One readable summary of what goes in, what comes out and what is trained."""
         config = self.config

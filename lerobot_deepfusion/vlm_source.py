@@ -87,10 +87,12 @@ def load_vlm_weights(perception: Perception, vlm_path: str) -> None:
     """
     if vlm_path == "tiny":
         return
-    llava = AutoModel.from_pretrained(vlm_path, config=perception.config, dtype="auto")
-    source = llava.state_dict()
-    wanted = perception.state_dict()
-    missing = sorted(set(wanted) - set(source))
+    # transformers gives a weight that it does not find random values, and a warning.
+    llava, info = AutoModel.from_pretrained(
+        vlm_path, config=perception.config, dtype="auto", output_loading_info=True
+    )
+    source, wanted = llava.state_dict(), perception.state_dict()
+    missing = sorted((set(wanted) - set(source)) | (set(wanted) & set(info["missing_keys"])))
     if missing:
         raise RuntimeError(f"policy.vlm_path={vlm_path!r} lacks the weights {', '.join(missing[:5])}")
     perception.load_state_dict({key: source[key] for key in wanted})

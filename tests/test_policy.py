@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,15 @@ def test_expert_can_start_from_the_vlm() -> None:
     text, expert = policy.model.perception.language_model, policy.model.expert.backbone
     assert torch.equal(text.layers[0].mlp.up_proj.weight, expert.layers[0].mlp.up_proj.weight)
     assert torch.equal(text.layers[-1].self_attn.k_proj.weight, expert.layers[-1].self_attn.k_proj.weight)
+
+
+def test_adapter_targets_exist() -> None:
+    """LoRA's defaults name the attention of both streams and nothing of the vision tower."""
+    policy, _, _ = make()
+    targets = policy._get_default_peft_targets()
+    names = [name for name, _ in policy.named_modules()]
+    adapted = [name for name in names if re.fullmatch(targets["target_modules"], name)]
+    # Four projections in three expert layers and two whole VLM layers; the last has keys and values only.
+    assert len(adapted) == 4 * 3 + 4 * 2 + 2
+    for saved in targets["modules_to_save"]:
+        assert any(name.endswith(f".{saved}") for name in names), saved
