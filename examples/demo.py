@@ -69,10 +69,11 @@ def evaluate(checkpoint: Path, out: Path, task: str, episodes: int) -> dict[str,
     return {entry["task_group"]: sum(entry["metrics"]["successes"]) / episodes for entry in per_task}
 
 
-def losses(log: str) -> list[tuple[int, float]]:
-    """Step and loss of the lines that lerobot-train logs."""
-    steps = re.findall(r"step:(\S+) .*?loss:(\S+)", log)
-    return [(round(float(step.replace("K", "")) * (1000 if "K" in step else 1)), float(loss)) for step, loss in steps]
+def losses(log: str, checkpoint: Path) -> list[tuple[int, float]]:
+    """Step and loss of the lines that lerobot-train logs; they round the step, so it is counted."""
+    every = json.loads((checkpoint / "train_config.json").read_text())["log_freq"]
+    found = re.findall(r"step:\S+ .*?loss:(\S+)", log)
+    return [((index + 1) * every, float(loss)) for index, loss in enumerate(found)]
 
 
 def frames(video: Path) -> list:
@@ -147,14 +148,15 @@ def main() -> None:
     log = ROOT / out / "train.log"
     run(f"{train} --output_dir={out}/trained" + (f" --steps={args.steps}" if args.steps else ""), log)
     stage("training")
-    after = evaluate(out / "trained/checkpoints/last/pretrained_model", out / "after", recipe["task"], args.episodes)
+    checkpoint = out / "trained/checkpoints/last/pretrained_model"
+    after = evaluate(checkpoint, out / "after", recipe["task"], args.episodes)
     stage("evaluation")
 
     folder = ROOT / out
     video = sorted((folder / "after" / "videos").glob("*/*.mp4"))[0]
     shutil.copy(video, folder / "success.mp4")
     success = {"before": before, "after": after}
-    pictures(folder, losses(log.read_text(errors="replace")), success, video)
+    pictures(folder, losses(log.read_text(errors="replace"), ROOT / checkpoint), success, video)
     report = {"success": success, "minutes": minutes, "seed": args.seed, "evaluation_episodes": args.episodes}
     (folder / "report.json").write_text(json.dumps(report, indent=1))
     print("\n" + json.dumps(report, indent=1))

@@ -41,6 +41,8 @@ ARCHITECTURE = (
     "max_action_dim",
 )
 
+HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
+
 
 class DeepFusionPolicy(PreTrainedPolicy):
     """A LLaVA perceives, an action expert of the same depth acts (see `lockstep`).
@@ -319,6 +321,3 @@ class DeepFusionPolicy(PreTrainedPolicy):
             chunk = self.predict_action_chunk(batch, **kwargs)
             self._action_queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
         return self._action_queue.popleft()
-
-
-HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
