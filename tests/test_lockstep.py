@@ -74,7 +74,7 @@ def error(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_vlm_stream_equals_transformers(make: str, cameras: int, left: bool) -> None:
     """Hidden states of each layer, the keys and values, and the last state, against plain LLaVA.
 
-    Worst error measured: 1.7e-6. The tolerance of 1e-5 catches a wrong position or feature layer (> 0.1).
+    Worst error measured: 0, bit for bit. The tolerance of 1e-5 catches a wrong position or feature layer (> 0.1).
     """
     plain = plain_llava(make)
     models = {fusion: build(make, fusion) for fusion in ("kv", "hidden", "late")}
@@ -121,7 +121,7 @@ def test_vlm_stream_equals_transformers(make: str, cameras: int, left: bool) -> 
 def test_velocity_equals_reference(make: str, fusion: str, width: float, time: str, left: bool) -> None:
     """The whole pass against `reference.py`: no padding, masks, caches or fused attention there.
 
-    Worst error measured: 3.4e-6. What 1e-5 catches is measured in `test_mutations_are_seen`.
+    Worst error measured: 8.5e-7. What 1e-5 catches is measured in `test_mutations_are_seen`.
     """
     model = build(make, fusion, width, time)
     x = inputs(model, left=left)
@@ -132,7 +132,7 @@ def test_velocity_equals_reference(make: str, fusion: str, width: float, time: s
 
 @torch.no_grad()
 def test_cached_contexts_equal_joint_pass(make: str, fusion: str) -> None:
-    """Acting (contexts projected once) and training (projected in the layer). Worst: 0, bit for bit."""
+    """Acting (contexts projected once) and training (projected in the layer). Worst error: 0."""
     model = build(make, fusion)
     x = inputs(model, samples=1)
     states = model.project_contexts(prefill(model, x))
@@ -142,7 +142,7 @@ def test_cached_contexts_equal_joint_pass(make: str, fusion: str) -> None:
 
 @torch.no_grad()
 def test_batch_composition_does_not_matter(make: str, fusion: str) -> None:
-    """A ragged batch of four equals four batches of one without padding. Worst: 2.6e-6."""
+    """A ragged batch of four equals four batches of one without padding. Worst error: 8.9e-7."""
     model = build(make, fusion)
     x = inputs(model)
     together = velocity(model, x)
@@ -154,7 +154,7 @@ def test_batch_composition_does_not_matter(make: str, fusion: str) -> None:
 
 
 def test_flow_samples_are_separate(fusion: str) -> None:
-    """K = 3 equals three passes of K = 1, values (worst 1.9e-6) and mean gradient (worst 2.2e-6)."""
+    """K = 3 equals three passes of K = 1, values (worst 2.8e-7) and mean gradient (6.8e-7)."""
     model = build("siglip_qwen2", fusion)
     x = inputs(model, samples=3)
     target = torch.randn(x["noisy_actions"].shape, generator=torch.Generator().manual_seed(9))
@@ -220,7 +220,7 @@ def test_gradient_reaches_only_what_is_read(fusion: str) -> None:
 
 @torch.no_grad()
 def test_expert_without_context_is_a_plain_llama() -> None:
-    """A copied expert that reads nothing equals transformers' Llama. Worst error: 8e-7."""
+    """A copied expert that reads nothing equals transformers' Llama. Worst error: 0."""
     text = LlamaConfig(**llava_config("clip_llama").text_config.to_dict())
     torch.manual_seed(0)
     plain = LlamaModel(text).eval()
@@ -236,7 +236,7 @@ def test_expert_without_context_is_a_plain_llama() -> None:
 
 
 def test_gradients_equal_finite_differences(fusion: str) -> None:
-    """Directional derivatives over all parameters at once. Worst relative error: 5e-9.
+    """Directional derivatives over all parameters at once. Worst relative error: 9.1e-8.
 
     Everything runs in float64; Llama's norms, which compute in float32 whatever they are given, are replaced
     by the same formula. A context detached or masked wrongly in the backward pass gives errors of order one.
