@@ -32,11 +32,12 @@ policy = DeepFusionPolicy(config)
 preprocess, postprocess = make_deepfusion_pre_post_processors(config, meta.stats)
 window = {"action": [index / meta.fps for index in config.action_delta_indices]}
 data = LeRobotDataset(args.repo_id, root=args.root, delta_timestamps=window)
-loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=16 * args.steps)
+loader = torch.utils.data.DataLoader(data, batch_size=16, sampler=sampler)
 optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-3)
 
 policy.train()
-for step, batch in zip(range(args.steps), iter(lambda: next(iter(loader)), None), strict=False):
+for step, batch in enumerate(loader):
     loss, _ = policy.forward(preprocess(batch))
     loss.backward()
     optimizer.step()
