@@ -12,6 +12,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from .fusion import FUSIONS
+from .observation import EMPTY_CAMERA
 
 TINY = "tiny"
 CHOICES = {
@@ -90,7 +91,8 @@ class DeepFusionConfig(PreTrainedConfig):
         }
     )
 
-    # `bfloat16` runs the network under autocast, with trained weights in float32; `float32` runs it as it is.
+    # `bfloat16` runs the network under autocast, with trained weights in float32 and frozen ones in bfloat16;
+    # `float32` runs it as it is.
     dtype: str = "float32"
     # Recompute layers in the backward pass: less memory, more time.
     gradient_checkpointing: bool = False
@@ -158,7 +160,7 @@ class DeepFusionConfig(PreTrainedConfig):
             ValueError: without a camera, state or action feature, or with one wider than its padded size.
         """
         for index in range(self.empty_cameras):
-            key = f"{OBS_IMAGES}.empty_camera_{index}"
+            key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{index}"
             self.input_features.setdefault(key, PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 64)))
         if not self.image_features:
             raise ValueError(

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def letterbox(image: Tensor, size: int) -> Tensor:
+def letterbox(image: Tensor, size: int, resample: str = "bilinear") -> Tensor:
     """Resize without distortion to a square, with black bars where the sides differ.
 
     Args:
         image: [B, 3, height, width] in [0, 1].
         size: side of the square, pixels.
+        resample: `bilinear` or `bicubic`.
 
     Raises:
         ValueError: if the image is not of that shape.
@@ -29,8 +30,9 @@ def letterbox(image: Tensor, size: int) -> Tensor:
         return image
     scale = size / max(height, width)
     new = max(1, round(height * scale)), max(1, round(width * scale))
-    # Antialiased, as image processors do: a plain bilinear resize would drop thin things when it shrinks.
-    image = F.interpolate(image, new, mode="bilinear", align_corners=False, antialias=True)
+    # Antialiased, as image processors do: a plain resize would drop thin things when it shrinks.
+    image = F.interpolate(image, new, mode=resample, align_corners=False, antialias=True)
+    image = image.clamp(0, 1)  # bicubic overshoots at edges
     top, left = (size - new[0]) // 2, (size - new[1]) // 2
     return F.pad(image, (left, size - new[1] - left, top, size - new[0] - top))
 

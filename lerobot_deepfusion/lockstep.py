@@ -15,6 +15,7 @@ expert's follows (`denoise`); training is `denoise` with gradients, and there is
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedConfig
@@ -22,6 +23,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from .expert import DeepFusionActionExpert
 from .fusion import Fusion, VlmStates
 from .perception import Perception
+from .weights import empty_weights
 
 
 class DeepFusionModel(nn.Module):
@@ -35,6 +37,7 @@ class DeepFusionModel(nn.Module):
         max_state_dim: padded state size.
         max_action_dim: padded action size.
         image_token_pooling: see `Perception`.
+        empty_perception: build the perception under `empty_weights`, for a pretrained LLaVA's to come.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class DeepFusionModel(nn.Module):
         max_state_dim: int,
         max_action_dim: int,
         image_token_pooling: int = 1,
+        empty_perception: bool = False,
     ) -> None:
         super().__init__()
-        self.perception = Perception(vlm_config, fusion, image_token_pooling)
+        with empty_weights() if empty_perception else nullcontext():
+            self.perception = Perception(vlm_config, fusion, image_token_pooling)
         config = expert_config(vlm_config, fusion, expert_width_multiplier, time_conditioning)
         self.expert = DeepFusionActionExpert(config, max_state_dim, max_action_dim)
 

@@ -20,13 +20,16 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from .configuration_deepfusion import DeepFusionConfig
+from .configuration_deepfusion import TINY, DeepFusionConfig
 from .flow import flow_error, interpolate
 from .fusion import Fusion, VlmStates
-from .images import letterbox, random_shift
+from .images import random_shift
 from .lockstep import DeepFusionModel
-from .perception import llava_config_from_dict
+from .observation import stack_cameras
+from .perception import context_window, llava_config_from_dict
+from .prompt import expand_image_token
 from .vlm_source import load_vlm_weights, read_vlm_config
+from .weights import empty_weights, load_weights, stored_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +67,24 @@ class DeepFusionPolicy(PreTrainedPolicy):
         config.validate_features()
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
-        self.model = DeepFusionModel(
-            llava_config_from_dict(config.vlm_config["model"]),
-            cast(Fusion, config.fusion),
-            config.expert_width_multiplier,
-            config.time_conditioning,
-            config.max_state_dim,
-            config.max_action_dim,
-            config.image_token_pooling,
-        )
-        if vlm_weights:
-            load_vlm_weights(self.model.perception, config.vlm_path)
-            if config.expert_init == "vlm":
-                self.model.expert_from_vlm()
+        pretrained = vlm_weights and config.vlm_path != TINY
+        with nullcontext() if vlm_weights else empty_weights():
+            self.model = DeepFusionModel(
+                llava_config_from_dict(config.vlm_config["model"]),
+                cast(Fusion, config.fusion),
+                config.expert_width_multiplier,
+                config.time_conditioning,
+                config.max_state_dim,
+                config.max_action_dim,
+                config.image_token_pooling,
+                empty_perception=pretrained,
+            )
+        self._check_context_window()
+        if pretrained:
+            half = config.dtype == "bfloat16" and config.train_expert_only
+            load_vlm_weights(self.model.perception, config.vlm_path, torch.bfloat16 if half else torch.float32)
+        if vlm_weights and config.expert_init == "vlm":
+            self.model.expert_from_vlm()
         for name in ("image_mean", "image_std"):
             value = torch.tensor(config.vlm_config[name]).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -85,8 +93,20 @@ class DeepFusionPolicy(PreTrainedPolicy):
             self.model.gradient_checkpointing_enable()
         self.init_rtc_processor()
         self.reset()
-        self.to(config.device)
+        if vlm_weights:
+            self._set_precision()
+            self.to(config.device)
         logger.info(self.describe())
+
+    def _check_context_window(self) -> None:
+        config, perception = self.config, self.model.perception
+        prefix = len(config.cameras) * perception.image_tokens + config.tokenizer_max_length
+        if prefix > context_window(perception.config):
+            raise ValueError(
+                f"{len(config.cameras)} cameras of {perception.image_tokens} tokens and "
+                f"policy.tokenizer_max_length={config.tokenizer_max_length} are {prefix} tokens; the text model "
+                f"attends over {context_window(perception.config)}. Use fewer cameras or policy.image_token_pooling"
+            )
 
     # --- loading ------------------------------------------------------------------------------------------
 
@@ -104,7 +124,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
         Args:
             pretrained_name_or_path: directory or Hub id.
             config: used in place of the checkpoint's; must have the same architecture.
-            strict: every weight must be there and none left over.
+            strict: always taken as True: every weight must be there and none left over.
             kwargs: as LeRobot's `from_pretrained` (`revision`, `token`, ...).
 
         Raises:
@@ -127,9 +147,24 @@ class DeepFusionPolicy(PreTrainedPolicy):
                 f"{pretrained_name_or_path} has another architecture than the config given: {found[:500]}; use "
                 "--policy.path to take the checkpoint's own config"
             )
+        _adopt_state_size(config, kwargs.get("dataset_meta"))
         return super().from_pretrained(
-            pretrained_name_or_path, config=config, strict=strict, vlm_weights=False, **kwargs
+            pretrained_name_or_path, config=config, strict=True, vlm_weights=False, **kwargs
         )
+
+    @classmethod
+    def _load_as_safetensor(  # type: ignore[override]
+        cls, model: DeepFusionPolicy, model_file: str, map_location: str, strict: bool
+    ) -> DeepFusionPolicy:
+        load_weights(model, stored_tensors([Path(model_file)]), model_file)
+        model._set_precision()
+        return model
+
+    def _set_precision(self) -> None:
+        """Trained weights are float32; frozen ones follow `config.dtype`, since no update can get lost."""
+        frozen = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
 
     def _freeze(self) -> None:
         if self.config.train_expert_only:
@@ -176,46 +211,24 @@ class DeepFusionPolicy(PreTrainedPolicy):
             )
         )
 
-    # --- batch -> tensors ---------------------------------------------------------------------------------
-
-    def _images(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Images [B, C, 3, height, width] in their slots, normalised, and which are there: bool [B, C]."""
-        size = self.config.vlm_config["model"]["vision_config"]["image_size"]
-        batch_size, device = batch[OBS_STATE].shape[0], batch[OBS_STATE].device
-        images, present, all_there = [], [], True
-        for key in self.config.cameras:
-            there = batch.get(f"{key}_padding_mask")
-            if key in batch:
-                image = letterbox(batch[key], size)
-            elif "empty_camera" in key:
-                image = torch.zeros(batch_size, 3, size, size, device=device)
-                there = torch.zeros(batch_size, dtype=torch.bool, device=device)
-            else:
-                cameras = sorted(name for name in batch if "image" in name)
-                raise ValueError(
-                    f"camera {key!r} is not in the batch, which has {cameras}; rename with --rename_map, or "
-                    "declare cameras that do not exist with --policy.empty_cameras"
-                )
-            all_there &= there is None
-            images.append(image)
-            present.append(torch.ones(batch_size, dtype=torch.bool, device=device) if there is None else there)
-        stacked = torch.stack(images, dim=1)
-        if self.training and self.config.image_shift:
-            stacked = random_shift(stacked, round(self.config.image_shift * size))
-        stacked = (stacked - self.image_mean) / self.image_std
-        return stacked, None if all_there else torch.stack(present, dim=1).bool()
-
     def _observe(self, batch: dict[str, Tensor]) -> VlmStates:
         """One pass of the VLM."""
-        pixels, present = self._images(batch)
-        tokens, valid = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
-        if present is not None:
-            perception = self.model.perception
-            places = tokens == perception.config.image_token_id
-            camera = (places.long().cumsum(1) - 1).clamp(min=0) // perception.image_tokens
-            valid = valid & (~places | present.gather(1, camera))
-        states = self.model.prefill(pixels, tokens, valid, right_padded=present is None)
-        return states.detach() if self.config.knowledge_insulation else states
+        config, perception = self.config, self.model.perception
+        vlm = config.vlm_config
+        size = vlm["model"]["vision_config"]["image_size"]
+        images, present, whole = stack_cameras(batch, config.cameras, size, vlm["image_resample"])
+        if self.training and config.image_shift:
+            images = random_shift(images, round(config.image_shift * size))
+        tokens, valid = expand_image_token(
+            batch[OBS_LANGUAGE_TOKENS],
+            batch[OBS_LANGUAGE_ATTENTION_MASK].bool(),
+            perception.config.image_token_id,
+            present,
+            perception.image_tokens,
+        )
+        pixels = (images - self.image_mean) / self.image_std
+        states = self.model.prefill(pixels, tokens, valid, right_padded=whole)
+        return states.detach() if config.knowledge_insulation else states
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         if self.config.dtype == "bfloat16":
@@ -321,3 +334,9 @@ class DeepFusionPolicy(PreTrainedPolicy):
             chunk = self.predict_action_chunk(batch, **kwargs)
             self._action_queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
         return self._action_queue.popleft()
+
+
+def _adopt_state_size(config: DeepFusionConfig, dataset_meta: Any) -> None:
+    """Fine-tuning on another robot: LeRobot takes the action's size from the data set, and leaves the state's."""
+    if dataset_meta is not None and OBS_STATE in dataset_meta.features and config.robot_state_feature is not None:
+        config.robot_state_feature.shape = tuple(dataset_meta.features[OBS_STATE]["shape"])

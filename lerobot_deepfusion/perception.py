@@ -109,8 +109,7 @@ class Perception(nn.Module):
         pooling: patches are averaged in blocks of `pooling` x `pooling` before the projector.
 
     Raises:
-        ValueError: for a LLaVA that can't be cut exactly: features of several vision layers, or a sliding
-            attention window.
+        ValueError: for a LLaVA that can't be cut exactly: features of several vision layers.
     """
 
     def __init__(self, vlm_config: PreTrainedConfig, fusion: Fusion, pooling: int = 1) -> None:
@@ -122,8 +121,7 @@ class Perception(nn.Module):
         self.vision_tower = llava.vision_tower
         self.multi_modal_projector = llava.multi_modal_projector
         self.language_model = llava.language_model
-        newline = getattr(llava, "image_newline", None)
-        self.image_newline = newline
+        self.image_newline = getattr(llava, "image_newline", None)
         _drop_unread(self, fusion)
         for layer in self.language_model.layers:
             layer.__class__ = _vlm_layer_class(type(layer))
@@ -193,6 +191,12 @@ class Perception(nn.Module):
         return VlmStates(context, valid, position_embeddings)
 
 
+def context_window(config: PreTrainedConfig) -> int:
+    """Positions that the text model can tell apart, and attends over without a sliding window."""
+    text = config.text_config
+    return min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings)
+
+
 def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
     """Tokens that one image becomes.
 
@@ -234,8 +238,6 @@ def _cut_config(vlm_config: PreTrainedConfig, fusion: Fusion) -> PreTrainedConfi
     text.num_hidden_layers = whole + key_value_only
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[: text.num_hidden_layers]
-        if "sliding_attention" in text.layer_types:
-            raise ValueError("a text model with sliding-window attention is not supported")
     text._attn_implementation = ATTENTION
     vision._attn_implementation = "sdpa"
     return config

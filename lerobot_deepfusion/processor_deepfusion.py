@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lerobot.configs import NormalizationMode, PipelineFeatureType, PolicyFeature
 from lerobot.lerobot_types import EnvTransition, TransitionKey
 from lerobot.processor import (
@@ -21,32 +22,28 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .configuration_deepfusion import DeepFusionConfig
+from .prompt import fill_prompt
 
 
 @ProcessorStepRegistry.register(name="deepfusion_prompt_processor")
 @dataclass
 class DeepFusionPromptProcessorStep(ProcessorStep):
-    """Task text -> token ids of the whole prompt, image tokens included.
+    """Task text -> token ids of the prompt.
 
-    Writes `observation.language.tokens` (int64 [B, S]) and `observation.language.attention_mask` (bool
-    [B, S]), where S = cameras * image_tokens + max_length for every batch. Each text is tokenised once.
+    Writes `observation.language.tokens` (int64 [B, L]) and `observation.language.attention_mask` (bool [B, L]),
+    where L = max_length + 1 for every batch: one image token stands for the pictures of all cameras, which the
+    policy puts in its place. Each text is tokenised once.
 
     Attributes:
         prompt: text around one task, with one `image_token` and one `{task}`.
-        image_token: the token that stands for an image.
-        image_tokens: how many of them one camera becomes.
-        cameras: number of camera slots.
-        max_length: tokens left for everything but the images.
-        pad_token_id: fills the rest.
+        image_token: the token that stands for the pictures.
+        max_length: tokens for everything but the pictures.
         tokenizer: travels in the step's state, not in its config.
     """
 
     prompt: str
     image_token: str
-    image_tokens: int
-    cameras: int
     max_length: int
-    pad_token_id: int
     tokenizer: Tokenizer | None = None
     _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -60,43 +57,33 @@ class DeepFusionPromptProcessorStep(ProcessorStep):
             raise ValueError(
                 f"'task' is {tasks!r}; this policy needs one text for each sample (an empty one is allowed)"
             )
-        tokens = torch.stack([self._token_ids(task) for task in tasks])
+        rows = [self._token_ids(task) for task in tasks]
+        lengths = torch.tensor([len(row) for row in rows])
+        # What fills the rest is masked, so any id will do; a real pad token may be a word of some tasks.
+        tokens = torch.stack([F.pad(row, (0, self.max_length + 1 - len(row))) for row in rows])
         transition[TransitionKey.OBSERVATION] = {
             **(transition.get(TransitionKey.OBSERVATION) or {}),
             OBS_LANGUAGE_TOKENS: tokens,
-            OBS_LANGUAGE_ATTENTION_MASK: tokens != self.pad_token_id,
+            OBS_LANGUAGE_ATTENTION_MASK: torch.arange(self.max_length + 1) < lengths[:, None],
         }
         return transition
 
     def _token_ids(self, task: str) -> Tensor:
-        """Padded token ids [S] of one task."""
+        """Token ids of the prompt for one task."""
         if task not in self._known:
             if self.tokenizer is None:
                 raise RuntimeError("the prompt step has no tokenizer; load its state or build it with one")
-            if self.image_token in task:
-                raise ValueError(f"the task text {task!r} contains the image token {self.image_token!r}")
-            images = self.image_token * (self.image_tokens * self.cameras)
-            text = self.prompt.replace(self.image_token, images).replace("{task}", task)
-            ids = self.tokenizer.encode(text).ids
-            size = self.image_tokens * self.cameras + self.max_length
-            if len(ids) > size:
-                words = len(ids) - self.image_tokens * self.cameras
+            ids = self.tokenizer.encode(fill_prompt(self.prompt, self.image_token, task)).ids
+            if len(ids) - 1 > self.max_length:
                 raise ValueError(
-                    f"the prompt for the task {task!r} has {words} tokens besides the images and "
-                    f"policy.tokenizer_max_length is {self.max_length}; set it to {words} or more"
+                    f"the prompt for the task {task!r} has {len(ids) - 1} tokens besides the pictures and "
+                    f"policy.tokenizer_max_length is {self.max_length}; set it to {len(ids) - 1} or more"
                 )
-            self._known[task] = torch.tensor(ids + [self.pad_token_id] * (size - len(ids)))
+            self._known[task] = torch.tensor(ids)
         return self._known[task]
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "prompt": self.prompt,
-            "image_token": self.image_token,
-            "image_tokens": self.image_tokens,
-            "cameras": self.cameras,
-            "max_length": self.max_length,
-            "pad_token_id": self.pad_token_id,
-        }
+        return {"prompt": self.prompt, "image_token": self.image_token, "max_length": self.max_length}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tokenizer as bytes: a processor's state may hold tensors only."""
@@ -130,23 +117,16 @@ def make_deepfusion_pre_post_processors(
     Raises:
         ValueError: if a statistic that normalisation needs is missing or not finite.
     """
-    from .perception import image_tokens, llava_config_from_dict
     from .vlm_source import read_tokenizer, read_vlm_config
 
     check_statistics(config, dataset_stats)
     if config.vlm_config is None:
         config.vlm_config = read_vlm_config(config.vlm_path)
-    tokenizer = read_tokenizer(config.vlm_path)
-    vlm = config.vlm_config
-    pad_token_id = vlm["model"]["text_config"].get("pad_token_id")
     prompt = DeepFusionPromptProcessorStep(
-        prompt=vlm["prompt"],
-        image_token=vlm["image_token"],
-        image_tokens=image_tokens(llava_config_from_dict(vlm["model"]), config.image_token_pooling),
-        cameras=len(config.cameras),
+        prompt=config.vlm_config["prompt"],
+        image_token=config.vlm_config["image_token"],
         max_length=config.tokenizer_max_length,
-        pad_token_id=0 if pad_token_id is None else pad_token_id,
-        tokenizer=tokenizer,
+        tokenizer=read_tokenizer(config.vlm_path),
     )
     steps = make_default_policy_processor_steps(config, dataset_stats)
     return make_policy_processor_pipelines(

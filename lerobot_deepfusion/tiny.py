@@ -25,8 +25,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from .prompt import TASK
+
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
-PROMPT = f"{IMAGE_TOKEN}{{task}}\n"  # what a chat template is to a pretrained LLaVA
+PROMPT = f"{IMAGE_TOKEN}{TASK}\n"  # what a chat template is to a pretrained LLaVA
 IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 

@@ -7,27 +7,40 @@ What a policy must remember of it is a plain dict, `DeepFusionConfig.vlm_config`
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import torch
+from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
-from transformers.models.auto.modeling_auto import AutoModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import logging as transformers_logging
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from . import tiny
 from .perception import LLAVA_MODEL_TYPES, Perception
+from .prompt import TASK
+from .weights import stored_tensors, weight_files
 
-TASK = "{task}"  # stands for the task text in a prompt
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them, and image processors after it
 
 
 def read_vlm_config(vlm_path: str) -> dict[str, Any]:
     """What a policy keeps of a VLM besides its weights and tokenizer.
 
     Returns:
-        `model` (the whole transformers config), `prompt` (the text around one task, with one image token
-        for each camera to come), `image_token`, `image_mean` and `image_std` (three numbers each).
+        `model` (the whole transformers config), `prompt` (the text around one task, with one image token),
+        `image_token`, `image_mean` and `image_std` (three numbers each), and `image_resample`.
 
     Raises:
-        ValueError: if `vlm_path` is no LLaVA, or has no chat template or fast tokenizer.
+        ValueError: if `vlm_path` is no LLaVA, or its chat template or image processor is of another make.
         OSError: if it can't be found; transformers' message.
     """
     if vlm_path == "tiny":
@@ -37,6 +50,7 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
             "image_token": tiny.IMAGE_TOKEN,
             "image_mean": list(tiny.IMAGE_MEAN),
             "image_std": list(tiny.IMAGE_STD),
+            "image_resample": "bilinear",
         }
     config = AutoConfig.from_pretrained(vlm_path)
     if config.model_type not in LLAVA_MODEL_TYPES:
@@ -45,7 +59,25 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
             f"expected one of {', '.join(LLAVA_MODEL_TYPES)}"
         )
     images = AutoImageProcessor.from_pretrained(vlm_path)
-    image_token = AutoTokenizer.from_pretrained(vlm_path).convert_ids_to_tokens(config.image_token_id)
+    if images.resample not in RESAMPLE:
+        raise ValueError(
+            f"policy.vlm_path={vlm_path!r}: its image processor resamples by {images.resample!r}; expected one of "
+            f"{', '.join(RESAMPLE.values())}"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(vlm_path)
+    image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
+    return {
+        "model": _as_json(config),
+        "prompt": _read_prompt(vlm_path, tokenizer.bos_token, image_token),
+        "image_token": image_token,
+        "image_mean": list(images.image_mean),
+        "image_std": list(images.image_std),
+        "image_resample": RESAMPLE[images.resample],
+    }
+
+
+def _read_prompt(vlm_path: str, bos_token: str | None, image_token: str) -> str:
+    """The chat template around one picture and one task."""
     conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TASK}]}]
     prompt = AutoProcessor.from_pretrained(vlm_path).apply_chat_template(conversation, add_generation_prompt=True)
     if prompt.count(image_token) != 1 or prompt.count(TASK) != 1:
@@ -53,13 +85,9 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
             f"policy.vlm_path={vlm_path!r}: its chat template gives {prompt!r}, where one {image_token!r} "
             "and one task text were expected"
         )
-    return {
-        "model": _as_json(config),
-        "prompt": prompt,
-        "image_token": image_token,
-        "image_mean": list(images.image_mean),
-        "image_std": list(images.image_std),
-    }
+    if bos_token and read_tokenizer(vlm_path).encode("").tokens == [bos_token]:
+        prompt = prompt.removeprefix(bos_token)  # the tokenizer puts one there itself
+    return prompt
 
 
 def _as_json(config: PreTrainedConfig) -> dict[str, Any]:
@@ -68,7 +96,7 @@ def _as_json(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def read_tokenizer(vlm_path: str) -> Tokenizer:
-    """The VLM's tokenizer as one self-contained object.
+    """The VLM's tokenizer as one self-contained object, which neither pads nor cuts.
 
     Raises:
         ValueError: if it has no fast version.
@@ -76,23 +104,47 @@ def read_tokenizer(vlm_path: str) -> Tokenizer:
     tokenizer = tiny.byte_tokenizer() if vlm_path == "tiny" else AutoTokenizer.from_pretrained(vlm_path)
     if not tokenizer.is_fast:
         raise ValueError(f"policy.vlm_path={vlm_path!r} has no fast tokenizer, which checkpoints need")
-    return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own.no_padding()
+    own.no_truncation()
+    return own
 
 
-def load_vlm_weights(perception: Perception, vlm_path: str) -> None:
-    """Put a pretrained LLaVA's weights into a perception; `tiny` has none and keeps its random ones.
+def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) -> None:
+    """Give a perception built under `empty_weights` a pretrained LLaVA's weights.
+
+    Peak memory is that of the weights kept: each tensor is read, converted and let go by itself.
+
+    Args:
+        perception: to be filled.
+        vlm_path: directory or Hub id.
+        dtype: of the weights, whatever they are stored in.
 
     Raises:
-        RuntimeError: if the checkpoint lacks a weight that the perception has; the message names it.
+        RuntimeError: if the checkpoint lacks a weight or has it in another shape; the message names it.
+        ValueError: if a file is damaged.
+        FileNotFoundError: if it has no safetensors files.
     """
-    if vlm_path == "tiny":
-        return
-    # transformers gives a weight that it does not find random values, and a warning.
-    llava, info = AutoModel.from_pretrained(
-        vlm_path, config=perception.config, dtype="auto", output_loading_info=True
-    )
-    source, wanted = llava.state_dict(), perception.state_dict()
-    missing = sorted((set(wanted) - set(source)) | (set(wanted) & set(info["missing_keys"])))
+    folder = Path(vlm_path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(vlm_path, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
+    # transformers knows the older names of weights. What it does not find it gives random values and warns of,
+    # with a report that also lists all that was left out on purpose.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model_class = cast(type[PreTrainedModel], MODEL_MAPPING[type(perception.config)])
+        llava, info = model_class.from_pretrained(
+            None,
+            config=perception.config,
+            state_dict=stored_tensors(weight_files(folder)),
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    read, wanted = llava.state_dict(), perception.state_dict()
+    missing = sorted((wanted.keys() - read.keys()) | (wanted.keys() & set(info["missing_keys"])))
     if missing:
         raise RuntimeError(f"policy.vlm_path={vlm_path!r} lacks the weights {', '.join(missing[:5])}")
-    perception.load_state_dict({key: source[key] for key in wanted})
+    perception.load_state_dict({key: read[key] for key in wanted}, assign=True)

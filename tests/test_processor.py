@@ -8,6 +8,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from test_policy import STATS, make_batch, make_config
 
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
+from lerobot_deepfusion.prompt import expand_image_token
 from lerobot_deepfusion.tiny import byte_tokenizer
 
 
@@ -25,23 +26,36 @@ def test_stock_steps_keep_their_names() -> None:
     assert [type(step)._registry_name for step in post.steps] == ["unnormalizer_processor", "device_processor"]
 
 
-def test_prompt_holds_every_image_token_and_the_text() -> None:
-    config = make_config(cameras=("images.a", "images.b"))
+def test_prompt_has_one_image_token_and_the_text() -> None:
+    config = make_config()
     pre, _ = make_deepfusion_pre_post_processors(config, STATS)
     batch = pre(make_batch(config))
     tokens, valid = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
-    assert (tokens == 256).sum(1).tolist() == [2 * 8] * 3
-    text = byte_tokenizer().decode(tokens[1][valid[1] & (tokens[1] != 256)])
-    assert text == "do 1\n"
-    assert tokens.shape == valid.shape == (3, 2 * 8 + 24)
+    assert tokens.shape == valid.shape == (3, 24 + 1)
+    assert byte_tokenizer().decode(tokens[1][valid[1]], skip_special_tokens=False) == "<image>do 1\n"
+    assert (tokens == 256).sum(1).tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("task", ["", "Öffne die Tür"])
+@pytest.mark.parametrize("task", ["", "Öffne die Tür", "!\x00"])
 def test_any_text_has_tokens(task: str) -> None:
+    """Each byte counts, also the one whose id fills what is left."""
     config = make_config()
     pre, _ = make_deepfusion_pre_post_processors(config, STATS)
     batch = pre({**make_batch(config), "task": [task] * 3})
-    assert batch[OBS_LANGUAGE_ATTENTION_MASK].sum(1).tolist() == [8 + len(task.encode()) + 1] * 3
+    assert batch[OBS_LANGUAGE_ATTENTION_MASK].sum(1).tolist() == [1 + len(task.encode()) + 1] * 3
+
+
+def test_image_token_becomes_those_of_all_cameras() -> None:
+    """Against lists; wherever the token stands in its row, and with a camera absent."""
+    rows = [[5, 9, 6, 7], [9, 5, 0, 0], [5, 6, 9, 0]]
+    lengths = [4, 2, 3]
+    present = [[True, True], [False, True], [True, False]]
+    valid = torch.tensor([[i < length for i in range(4)] for length in lengths])
+    ids, seen = expand_image_token(torch.tensor(rows), valid, 9, torch.tensor(present), 3)
+    for row, length, there, out, mask in zip(rows, lengths, present, ids.tolist(), seen.tolist(), strict=True):
+        at = row.index(9)
+        assert out == row[:at] + [9] * 6 + row[at + 1 :]
+        assert mask == [True] * at + [there[0]] * 3 + [there[1]] * 3 + [i < length for i in range(at + 1, 4)]
 
 
 def test_bad_tasks_stop_with_the_mend() -> None:
