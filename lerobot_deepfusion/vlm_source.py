@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from . import tiny
 from .perception import LLAVA_MODEL_TYPES, Perception
 from .prompt import TASK
-from .weights import stored_tensors, weight_files
+from .weights import some, stored_tensors, weight_files
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them, and image processors after it
 
@@ -139,12 +139,17 @@ def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) 
             config=perception.config,
             state_dict=stored_tensors(weight_files(folder)),
             dtype=dtype,
+            ignore_mismatched_sizes=True,  # or its error would point to the report that is not printed
             output_loading_info=True,
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
     read, wanted = llava.state_dict(), perception.state_dict()
-    missing = sorted((wanted.keys() - read.keys()) | (wanted.keys() & set(info["missing_keys"])))
-    if missing:
-        raise RuntimeError(f"policy.vlm_path={vlm_path!r} lacks the weights {', '.join(missing[:5])}")
+    missing = (wanted.keys() - read.keys()) | (wanted.keys() & info["missing_keys"])
+    misshaped = wanted.keys() & {key for key, *_ in info["mismatched_keys"]}
+    if missing or misshaped:
+        raise RuntimeError(
+            f"policy.vlm_path={vlm_path!r} lacks weights that its config.json asks for, or has them in another "
+            f"shape: {some(missing | misshaped)}"
+        )
     perception.load_state_dict({key: read[key] for key in wanted}, assign=True)

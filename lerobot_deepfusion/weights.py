@@ -86,11 +86,12 @@ def load_weights(module: nn.Module, stored: dict[str, StoredTensor], source: obj
     if any(problems.values()):
         raise RuntimeError(
             f"{source} does not fit this policy. "
-            + "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
+            + "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
         )
     module.load_state_dict(read, assign=True)
 
 
-def _some(keys: Iterable[str]) -> str:
+def some(keys: Iterable[str]) -> str:
+    """The first few names, for a message."""
     names = sorted(keys)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN_ID, MAKES, PAD_TOKEN_ID, enlarge, llava_config, plain_llava
+from conftest import IMAGE_TOKEN_ID, MAKES, PAD_TOKEN_ID, enlarge, llava_config, plain_image_tokens, plain_llava
 from reference import rms_norm
 from reference import velocity as reference_velocity
 from transformers import LlamaConfig, LlamaModel
@@ -80,19 +80,9 @@ def test_vlm_stream_equals_transformers(make: str, cameras: int, left: bool) -> 
     models = {fusion: build(make, fusion) for fusion in ("kv", "hidden", "late")}
     x = inputs(models["kv"], cameras, left=left)
     positions = (x["valid"].long().cumsum(1) - 1).clamp(min=0)
-    pixels, extra = x["pixels"].flatten(0, 1), {}
-    if make == "onevision":  # several images of one sample are taken as they are, without tiles
-        sizes = torch.full((len(pixels), 2), pixels.shape[-1])
-        pixels, extra = pixels[:, None], {"image_sizes": sizes, "batch_num_images": torch.tensor([len(pixels)])}
     with torch.no_grad():
-        features = plain.model.get_image_features(
-            pixels,
-            vision_feature_layer=plain.config.vision_feature_layer,
-            vision_feature_select_strategy=plain.config.vision_feature_select_strategy,
-            **extra,
-        ).pooler_output
         images = models["hidden"].perception.embed_images(x["pixels"])
-        assert error(images.flatten(0, 1), torch.cat(list(features)).flatten(0, -2)) < 1e-5
+        assert error(images.flatten(0, 1), plain_image_tokens(plain, make, x["pixels"].flatten(0, 1))) < 1e-5
         embeds = models["hidden"].perception.embed(x["pixels"], x["token_ids"])
         text = plain.model.get_input_embeddings()(x["token_ids"])
         assert torch.equal(embeds[x["token_ids"] != IMAGE_TOKEN_ID], text[x["token_ids"] != IMAGE_TOKEN_ID])
