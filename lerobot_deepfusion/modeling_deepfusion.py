@@ -20,7 +20,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from .configuration_deepfusion import TINY, DeepFusionConfig
+from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
 from .flow import flow_error, interpolate
 from .fusion import Fusion, VlmStates
 from .images import random_shift
@@ -28,21 +28,10 @@ from .lockstep import DeepFusionModel
 from .observation import stack_cameras
 from .perception import context_window, llava_config_from_dict
 from .prompt import expand_image_token
-from .vlm_source import load_vlm_weights, read_vlm_config
+from .vlm_source import check_vlm_config, load_vlm_weights, read_vlm_config
 from .weights import empty_weights, load_weights, stored_tensors
 
 logger = logging.getLogger(__name__)
-
-# Config fields that decide which weights exist or what they mean: a checkpoint is loaded with its own.
-ARCHITECTURE = (
-    "vlm_config",
-    "fusion",
-    "expert_width_multiplier",
-    "time_conditioning",
-    "image_token_pooling",
-    "max_state_dim",
-    "max_action_dim",
-)
 
 HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
@@ -67,6 +56,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
         config.validate_features()
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
+        check_vlm_config(config.vlm_config)
         pretrained = vlm_weights and config.vlm_path != TINY
         with nullcontext() if vlm_weights else empty_weights():
             self.model = DeepFusionModel(
@@ -128,25 +118,19 @@ class DeepFusionPolicy(PreTrainedPolicy):
             kwargs: as LeRobot's `from_pretrained` (`revision`, `token`, ...).
 
         Raises:
-            ValueError: if `config` describes another architecture than the checkpoint's.
+            ValueError: if the checkpoint is of another policy type, its config is wrong, `config` describes
+                another architecture, or a file is damaged.
             RuntimeError: if a weight is missing, left over or of another shape; the message names it.
         """
-        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        saved = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub)
-        if not isinstance(saved, DeepFusionConfig):
-            raise ValueError(
-                f"{pretrained_name_or_path} is a checkpoint of a {saved.type!r} policy, not of 'deepfusion'"
-            )
-        config = saved if config is None else config
-        if config.vlm_config is None:
-            config.vlm_config = saved.vlm_config
-        different = [name for name in ARCHITECTURE if getattr(config, name) != getattr(saved, name)]
-        if different:
-            found = ", ".join(f"{n}={getattr(config, n)!r} (checkpoint: {getattr(saved, n)!r})" for n in different)
-            raise ValueError(
-                f"{pretrained_name_or_path} has another architecture than the config given: {found[:500]}; use "
-                "--policy.path to take the checkpoint's own config"
-            )
+        saved = read_checkpoint_config(
+            pretrained_name_or_path, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        )
+        if config is None:
+            config = saved
+        elif not isinstance(config, DeepFusionConfig):
+            raise ValueError(f"a config of type {config.type!r} does not describe a 'deepfusion' policy")
+        config.vlm_config = config.vlm_config or saved.vlm_config
+        config.require_architecture_of(saved, pretrained_name_or_path)
         _adopt_state_size(config, kwargs.get("dataset_meta"))
         return super().from_pretrained(
             pretrained_name_or_path, config=config, strict=True, vlm_weights=False, **kwargs

@@ -76,6 +76,19 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
     }
 
 
+def check_vlm_config(vlm_config: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: if an entry that `read_vlm_config` gives is missing.
+    """
+    entries = {"model", "prompt", "image_token", "image_mean", "image_std", "image_resample"}
+    if missing := entries - vlm_config.keys():
+        raise ValueError(
+            f"policy.vlm_config lacks {some(missing)}; leave it empty to have it read from policy.vlm_path, or take "
+            "the config.json of the checkpoint as it was saved"
+        )
+
+
 def _read_prompt(vlm_path: str, bos_token: str | None, image_token: str) -> str:
     """The chat template around one picture and one task."""
     conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TASK}]}]

@@ -10,17 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from safetensors.torch import load_file, save_file
 
 from lerobot_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
+from lerobot_deepfusion.vlm_source import read_vlm_config
 
 STATS = {
     "observation.state": {"mean": torch.tensor([1.0, 2.0, 3.0, 4.0]), "std": torch.full((4,), 2.0)},
     "action": {"mean": torch.tensor([0.5, -0.5, 0.0]), "std": torch.full((3,), 0.5)},
 }
+
+
+HEAD = "model.expert.action_out_proj.weight"
+VLM = read_vlm_config("tiny")
 
 
 def make_config(cameras: tuple[str, ...] = ("image",), **changes) -> DeepFusionConfig:
@@ -167,21 +174,70 @@ def test_checkpoint_stands_alone(tmp_path: Path, fusion: str, monkeypatch: pytes
     assert torch.equal(post(again.predict_action_chunk(pre(copy.deepcopy(raw)), noise=noise)[:, 0]), expected)
 
 
-def test_loading_is_strict(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(HEAD), f"1 missing: {HEAD}"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "1 left over: extra"),
+        (lambda weights: weights.update({HEAD: torch.zeros(2, 2)}), f"1 of another shape: {HEAD}"),
+    ],
+)
+def test_loading_is_strict(tmp_path: Path, change, message: str) -> None:
     policy, _, _ = make()
     policy.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    key = "model.expert.action_out_proj.weight"
-    for changed in (
-        {k: v for k, v in weights.items() if k != key},
-        {**weights, "model.expert.extra": torch.zeros(1)},
-        {**weights, key: torch.zeros(2, 2)},
-    ):
-        save_file(changed, tmp_path / "model.safetensors")
-        with pytest.raises(RuntimeError, match=r"action_out_proj|extra"):
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=f"model.safetensors does not fit this policy. {message}$"):
+            DeepFusionPolicy.from_pretrained(tmp_path, strict=strict)
+
+
+def test_truncated_weights_are_an_error(tmp_path: Path) -> None:
+    policy, _, _ = make()
+    policy.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    for size in (len(whole) - 1, 1000, 4, 0):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="is not a complete safetensors file"):
             DeepFusionPolicy.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"no_such": 1}, "`no_such` are not valid"),
+        ({"chunk_size": "many"}, "`chunk_size`: Couldn't parse 'many' into an int"),
+        ({"fusion": "deep"}, "policy.fusion='deep': choose one of kv, hidden, late"),
+        ({"vlm_config": None}, "has no vlm_config"),
+        ({"vlm_config": {}}, "policy.vlm_config lacks image_mean"),
+        ({"vlm_config": {**VLM, "model": {"model_type": "llama"}}}, "VLM of model_type 'llama'"),
+        ({"input_features": {}}, "no camera among the input features"),
+    ],
+)
+def test_wrong_config_is_an_error(tmp_path: Path, change: dict, message: str) -> None:
+    policy, _, _ = make()
+    policy.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DeepFusionPolicy.from_pretrained(tmp_path)
+
+
+def test_other_files_than_a_checkpoint_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        DeepFusionPolicy.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"type": "deepfusion", ')
+    with pytest.raises(ValueError, match="is not one that this version reads"):
+        DeepFusionPolicy.from_pretrained(tmp_path)
+    ACTConfig(push_to_hub=False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint of a 'act' policy"):
+        DeepFusionPolicy.from_pretrained(tmp_path)
+    make()[0].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="config of type 'act'"):
+        DeepFusionPolicy.from_pretrained(tmp_path, config=ACTConfig(push_to_hub=False))
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
