@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import ModelCard
 from lerobot.configs import PreTrainedConfig
+from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
@@ -23,6 +25,7 @@ from torch import Tensor
 from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
 from .flow import flow_error, interpolate
 from .fusion import Fusion, VlmStates
+from .hub import model_card, safe_push
 from .images import random_shift
 from .lockstep import DeepFusionModel
 from .observation import stack_cameras
@@ -149,6 +152,19 @@ class DeepFusionPolicy(PreTrainedPolicy):
         frozen = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
         for parameter in self.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+
+    def push_model_to_hub(
+        self, cfg: TrainPipelineConfig, *args: Any, dataset_meta: Any = None, **kwargs: Any
+    ) -> None:
+        """LeRobot's push at the end of training; a failure names the checkpoint and how to push it later."""
+        with safe_push(self.config, cfg, dataset_meta):
+            super().push_model_to_hub(cfg, *args, dataset_meta=dataset_meta, **kwargs)
+
+    def generate_model_card(
+        self, *args: Any, cfg: TrainPipelineConfig | None = None, dataset_meta: Any = None
+    ) -> ModelCard:
+        """The card that a push uploads; the positional arguments are in the config too."""
+        return model_card(self.config, cfg, dataset_meta)
 
     def _freeze(self) -> None:
         if self.config.train_expert_only:

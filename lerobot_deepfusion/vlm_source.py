@@ -7,6 +7,8 @@ What a policy must remember of it is a plain dict, `DeepFusionConfig.vlm_config`
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,12 +143,9 @@ def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) 
     folder = Path(vlm_path)
     if not folder.is_dir():
         folder = Path(snapshot_download(vlm_path, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
-    # transformers knows the older names of weights. What it does not find it gives random values and warns of,
-    # with a report that also lists all that was left out on purpose.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        model_class = cast(type[PreTrainedModel], MODEL_MAPPING[type(perception.config)])
+    model_class = cast(type[PreTrainedModel], MODEL_MAPPING[type(perception.config)])
+    with _quiet_transformers():
+        # transformers knows the older names of weights; what it does not find it gives random values.
         llava, info = model_class.from_pretrained(
             None,
             config=perception.config,
@@ -155,8 +154,6 @@ def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) 
             ignore_mismatched_sizes=True,  # or its error would point to the report that is not printed
             output_loading_info=True,
         )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     read, wanted = llava.state_dict(), perception.state_dict()
     missing = (wanted.keys() - read.keys()) | (wanted.keys() & info["missing_keys"])
     misshaped = wanted.keys() & {key for key, *_ in info["mismatched_keys"]}
@@ -166,3 +163,14 @@ def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) 
             f"shape: {some(missing | misshaped)}"
         )
     perception.load_state_dict({key: read[key] for key in wanted}, assign=True)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its report of weights that are not used: the cut parts are left out on purpose."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

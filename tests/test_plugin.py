@@ -12,28 +12,43 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from checkpoints import write_llava
+from lerobot.policies.factory import make_pre_post_processors
+from test_policy import STATS, make_config
 
 from lerobot_deepfusion import DeepFusionConfig
+from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 
-# Runs a console script of the environment with every connection to another machine refused.
+# Runs a console script of the environment with every connection to another machine refused, and writes the
+# actions that the policy chooses to a file.
 OFFLINE = """
 import runpy, socket, sys
+from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 def refuse(*args, **kwargs):
     raise AssertionError(f"a connection was tried: {args}")
 socket.socket.connect = socket.getaddrinfo = refuse
-sys.argv = sys.argv[1:]
+record, sys.argv = open(sys.argv[1], "wb"), sys.argv[2:]
+select_action = DeepFusionPolicy.select_action
+def recorded(self, batch):
+    action = select_action(self, batch)
+    record.write(action.numpy().tobytes())
+    return action
+DeepFusionPolicy.select_action = recorded
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(*command: str, offline: bool = False) -> str:
+def run(*command: str, offline: Path | None = None, fails: bool = False) -> str:
+    """Run one of LeRobot's commands; `offline` is where the actions go."""
     script = Path(sys.executable).with_name(command[0])
-    prefix = [sys.executable, "-c", OFFLINE] if offline else [sys.executable]
+    prefix = [sys.executable, "-c", OFFLINE, str(offline)] if offline else [sys.executable]
     environment = {**os.environ, "HF_HUB_OFFLINE": "0" if offline else "1", "OMP_WAIT_POLICY": "passive"}
     result = subprocess.run(
         [*prefix, str(script), *command[1:]], capture_output=True, text=True, env=environment, timeout=280
     )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (result.returncode != 0) == fails, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout + result.stderr
 
 
@@ -67,7 +82,8 @@ def test_only_the_faces_import_lerobot() -> None:
             line.strip().startswith(("from lerobot.", "import lerobot.")) for line in path.read_text().splitlines()
         )
     }
-    faces = {"configuration_deepfusion.py", "modeling_deepfusion.py", "processor_deepfusion.py", "demos.py"}
+    faces = {f"{part}_deepfusion.py" for part in ("configuration", "modeling", "processor")}
+    faces |= {"hub.py", "info.py", "demos.py"}  # commands, which the network does not need
     assert {path for path in with_lerobot if not path.startswith("sim/")} == faces
 
 
@@ -81,55 +97,85 @@ def test_help_explains_every_field() -> None:
     assert "Actions executed before the policy looks again" in " ".join(text.split())
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of noise with the features of PushT."""
+def write_noise(root: Path, cameras: tuple[str, ...], state: int, action: int) -> list[str]:
+    """A data set of noise; returns the options that name it to LeRobot."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from lerobot_deepfusion.sim.experts import image_state_action_features
-
-    root = tmp_path_factory.mktemp("data") / "noise"
-    features = image_state_action_features(96, ["x", "y"], ["x", "y"])
+    features = {
+        f"observation.{name}": {"dtype": "image", "shape": (96, 96, 3), "names": ["height", "width", "channels"]}
+        for name in cameras
+    }
+    features["observation.state"] = {"dtype": "float32", "shape": (state,), "names": list("abcdefg"[:state])}
+    features["action"] = {"dtype": "float32", "shape": (action,), "names": list("abcdefg"[:action])}
     data = LeRobotDataset.create("local/noise", fps=10, features=features, root=root, use_videos=False)
     rng = np.random.default_rng(0)
     for _ in range(2):
         for _ in range(12):
-            data.add_frame(
-                {
-                    "observation.image": rng.integers(0, 255, (96, 96, 3), dtype=np.uint8),
-                    "observation.state": rng.uniform(0, 512, 2).astype(np.float32),
-                    "action": rng.uniform(0, 512, 2).astype(np.float32),
-                    "task": "",
-                }
-            )
+            frame = {f"observation.{name}": rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for name in cameras}
+            frame["observation.state"] = rng.uniform(0, 512, state).astype(np.float32)
+            frame["action"] = rng.uniform(0, 512, action).astype(np.float32)
+            data.add_frame({**frame, "task": ""})
         data.save_episode()
     data.finalize()
-    return root
+    return ["--dataset.repo_id=local/noise", f"--dataset.root={root}"]
+
+
+TINY_YAML = Path(__file__).parents[1] / "configs/policy/tiny.yaml"
+SHORT = ["--num_workers=0", "--log_freq=1", "--save_freq=2", "--batch_size=4"]
 
 
 @pytest.mark.slow
-def test_train_resume_and_evaluate_elsewhere(data: Path, tmp_path: Path) -> None:
-    """lerobot-train, resume, then lerobot-eval without a network and with the training folder moved away."""
+def test_checkpoint_stands_alone_in_the_commands(tmp_path: Path) -> None:
+    """lerobot-train from a LLaVA on disk; with that gone, resume and lerobot-eval, without any connection.
+
+    The actions of the evaluation are the same to the bit as before.
+    """
     pytest.importorskip("gym_pusht")
-    config = Path(__file__).parents[1] / "configs/policy/tiny.yaml"
-    common = ["--num_workers=0", "--log_freq=1", "--save_freq=2", "--batch_size=4"]
-    out = tmp_path / "train"
-    dataset = ["--dataset.repo_id=local/noise", f"--dataset.root={data}"]
-    log = run("lerobot-train", f"--config_path={config}", *dataset, *common, "--steps=2", f"--output_dir={out}")
-    assert "deepfusion: VLM tiny, fusion kv" in log
-    saved = out / "checkpoints/last/pretrained_model/train_config.json"
-    run("lerobot-train", f"--config_path={saved}", "--resume=true", "--steps=4")
-    moved = tmp_path / "elsewhere"
-    shutil.copytree(out / "checkpoints/000004/pretrained_model", moved)
-    shutil.rmtree(out)
+    llava, out = write_llava(tmp_path / "llava", "clip_llama"), tmp_path / "train"
+    dataset = write_noise(tmp_path / "data", ("image",), 2, 2)
+    vlm = [f"--policy.vlm_path={llava}", "--policy.tokenizer_max_length=64"]
+    train = [f"--config_path={TINY_YAML}", *dataset, *vlm, *SHORT, "--steps=2", f"--output_dir={out}"]
+    log = run("lerobot-train", *train)
+    assert f"VLM {llava}" in log
+    saved = out / "checkpoints/last/pretrained_model"
     evaluation = ["--env.type=pusht", "--env.episode_length=8", "--eval.n_episodes=1", "--eval.batch_size=1"]
-    results = tmp_path / "eval"
-    run(
-        "lerobot-eval",
-        f"--policy.path={moved}",
-        "--policy.device=cpu",
-        *evaluation,
-        f"--output_dir={results}",
-        offline=True,
-    )
-    assert (results / "eval_info.json").exists()
+    evaluation += ["--policy.device=cpu", "--seed=5"]
+    before, after = tmp_path / "before", tmp_path / "after"
+    run("lerobot-eval", f"--policy.path={saved}", *evaluation, f"--output_dir={tmp_path}/eval1", offline=before)
+    shutil.rmtree(llava)
+    run("lerobot-train", f"--config_path={saved}/train_config.json", "--resume=true", "--steps=4")
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(out / "checkpoints/000002/pretrained_model", moved)
+    shutil.rmtree(out)
+    run("lerobot-eval", f"--policy.path={moved}", *evaluation, f"--output_dir={tmp_path}/eval2", offline=after)
+    assert (tmp_path / "eval2/eval_info.json").exists()
+    assert len(before.read_bytes()) == 8 * 2 * 4
+    assert before.read_bytes() == after.read_bytes()
+
+
+@pytest.mark.slow
+def test_fine_tune_on_another_robot(tmp_path: Path) -> None:
+    """Other state and action sizes and other cameras than the checkpoint's; another architecture is refused."""
+    torch.manual_seed(0)
+    config = make_config(cameras=("images.top",))
+    base = tmp_path / "base"
+    for part in (DeepFusionPolicy(config), *make_deepfusion_pre_post_processors(config, STATS)):
+        part.save_pretrained(base)
+    dataset = write_noise(tmp_path / "data", ("images.front", "images.wrist"), 6, 5)
+    common = [*dataset, *SHORT, "--steps=1", "--policy.push_to_hub=false"]
+    fresh = ["--policy.type=deepfusion", f"--policy.pretrained_path={base}", "--policy.device=cpu"]
+    log = run("lerobot-train", *fresh, *common, f"--output_dir={tmp_path}/no", fails=True)
+    assert "max_state_dim=32 (checkpoint: 6)" in log
+    out = tmp_path / "tuned"
+    log = run("lerobot-train", f"--policy.path={base}", *common, f"--output_dir={out}/a", fails=True)
+    assert "rename_map" in log
+    tuned = [f"--policy.path={base}", "--policy.input_features=null"]
+    run("lerobot-train", *tuned, *common, f"--output_dir={out}/b")
+    saved = out / "b/checkpoints/last/pretrained_model"
+    policy = DeepFusionPolicy.from_pretrained(saved)
+    assert policy.config.cameras == ["observation.images.front", "observation.images.wrist"]
+    assert policy.config.robot_state_feature.shape == (6,)
+    pre, post = make_pre_post_processors(policy.config, pretrained_path=str(saved))
+    observation = {key: torch.rand(1, 3, 96, 96) for key in policy.config.cameras}
+    observation |= {"observation.state": torch.rand(1, 6), "task": ["push"]}
+    assert post(policy.select_action(pre(observation))).shape == (1, 5)
