@@ -53,12 +53,12 @@ class DeepFusionLlamaAttention(LlamaAttention):
     ) -> Tensor:
         """
         Args:
-            hidden_states: [B, X, D].
-            position_embeddings: cosine and sine [B, X, H] of the own tokens.
-            attention_mask: bool, broadcastable to [B, N, X, S + X], or None to see everything.
+            hidden_states: [B, K, X, D].
+            position_embeddings: cosine and sine [B, K * X, H] of the own tokens.
+            attention_mask: bool, broadcastable to [B, N, K * X, S + K * X], or None to see everything.
             cross_key_value_states: the VLM's rotated keys and values [B, G, S, H], put before the own ones.
         """
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        shape = (len(hidden_states), math.prod(hidden_states.shape[1:-1]), -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
@@ -74,7 +74,7 @@ class DeepFusionLlamaAttention(LlamaAttention):
             scale=self.scaling,
             enable_gqa=self.num_key_value_groups > 1,
         )
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        return self.o_proj(out.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1))
 
 
 class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
@@ -108,12 +108,12 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
     ) -> Tensor | KeyValue:
         """
         Args:
-            hidden_states: own tokens [B, X, D]; None asks for the context's keys and values alone.
+            hidden_states: own tokens [B, K, X, D]; None asks for the context's keys and values alone.
             cross_key_value_states: keys and values, or VLM hidden states [B, S, D] to project here.
             context_position_embeddings: cosine and sine at the context's positions, for hidden states.
             position_embeddings: cosine and sine of the own tokens.
             attention_mask: see `DeepFusionLlamaAttention`.
-            time_embedding: [B, X, D], with AdaRMS.
+            time_embedding: [B, K, D], with AdaRMS.
         """
         if isinstance(cross_key_value_states, Tensor):
             assert context_position_embeddings is not None
@@ -127,7 +127,8 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
                 self.input_layernorm(x), position_embeddings, attention_mask, cross_key_value_states
             )
             return x + self.mlp(self.post_attention_layernorm(x))
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(time_embedding).chunk(6, dim=-1)
+        modulation = self.modulation(time_embedding)[:, :, None]  # the same for all tokens of a flow sample
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation.chunk(6, dim=-1)
         normed = self.input_layernorm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.self_attn(normed, position_embeddings, attention_mask, cross_key_value_states)
         normed = self.post_attention_layernorm(x) * (1 + scale_m) + shift_m
@@ -167,7 +168,7 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
         attention_mask: Tensor | None = None,
         time_embedding: Tensor | None = None,
     ) -> Tensor:
-        """Own tokens [B, X, D] -> normed output [B, X, D]."""
+        """Own tokens [B, K, X, D] -> normed output [B, K, X, D]."""
         x = inputs_embeds
         position_embeddings = self.rotary_emb(x, position_ids)
         for layer, context in zip(self.layers, vlm_states.context, strict=True):
@@ -226,26 +227,24 @@ class DeepFusionActionExpert(nn.Module):
         Returns:
             Velocity [B, K, T, A].
         """
-        _, samples, chunk, action_dim = noisy_actions.shape
+        samples, chunk, action_dim = noisy_actions.shape[1:]
         state = _pad_last(state, self.state_in_proj.in_features)
         noisy_actions = _pad_last(noisy_actions, self.action_in_proj.in_features)
-        time_embedding = self.time_mlp(time_features(time).to(state.dtype))[:, :, None]  # [B, K, 1, D]
+        time_embedding = self.time_mlp(time_features(time).to(state.dtype))  # [B, K, D]
         tokens = [self.state_in_proj(state)[:, None, None].expand(-1, samples, -1, -1)]
         if not self.adarms:
-            tokens.append(time_embedding)
+            tokens.append(time_embedding[:, :, None])
         tokens.append(self.action_in_proj(noisy_actions))
         x = torch.cat(tokens, dim=2)  # [B, K, X, D]
-        size = x.shape[2]
-        valid = vlm_states.valid
+        valid, size = vlm_states.valid, x.shape[2]
         out = self.backbone(
-            x.flatten(1, 2),
+            x,
             vlm_states,
             position_ids=expert_positions(valid, size, samples),
             attention_mask=expert_mask(valid, size, samples),
-            time_embedding=time_embedding.expand(-1, -1, size, -1).flatten(1, 2) if self.adarms else None,
+            time_embedding=time_embedding if self.adarms else None,
         )
-        out = out.unflatten(1, (samples, size))[:, :, -chunk:]
-        return self.action_out_proj(out)[..., :action_dim]
+        return self.action_out_proj(out[:, :, -chunk:])[..., :action_dim]
 
 
 def _pad_last(x: Tensor, size: int) -> Tensor:

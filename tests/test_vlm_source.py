@@ -231,3 +231,13 @@ def test_loading_needs_little_more_than_the_weights(tmp_path: Path) -> None:
 def test_every_make_is_tested() -> None:
     """The families that the policy says it takes are those of the tests."""
     assert {llava_config(make).model_type for make in MAKES} == set(LLAVA_MODEL_TYPES)
+
+
+@pytest.mark.slow
+def test_example_runs(tmp_path: Path) -> None:
+    llava, out = write_llava(tmp_path / "llava", "onevision", torch.bfloat16), tmp_path / "policy"
+    example = Path(__file__).parents[1] / "examples/from_llava.py"
+    command = [sys.executable, str(example), f"--vlm={llava}", f"--out={out}", "--device=cpu"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "first of 10 actions" in result.stdout
