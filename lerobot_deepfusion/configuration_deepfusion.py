@@ -108,6 +108,8 @@ class DeepFusionConfig(PreTrainedConfig):
     # `bfloat16` runs the network under autocast, with trained weights in float32 and frozen ones in bfloat16;
     # `float32` runs it as it is.
     dtype: str = "float32"
+    # Compile the denoise step: the first chunk takes minutes, the others less time. On CUDA it becomes one graph.
+    compile_model: bool = False
     # Recompute layers in the backward pass: less memory, more time.
     gradient_checkpointing: bool = False
     # Keep the vision tower's weights as they are.

@@ -8,6 +8,7 @@ None stands for a mask that would be all True, so that attention runs its fastes
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,7 +36,9 @@ def causal_mask(valid_BS: Tensor) -> Tensor:
 
 
 def expert_mask(valid_BS: Tensor, tokens: int, samples: int) -> Tensor:
-    """Mask of the expert over `[prefix | its own tokens]`: bool [B or 1, 1, K * X, S + K * X].
+    """Mask of the expert over `[prefix | its own tokens]`: bool [B, 1, K * X, S + K * X].
+
+    With one flow sample all its tokens see the same, and one row stands for them: [B, 1, 1, S + X].
 
     Its tokens see every valid prefix token and, in both directions, the tokens of the same flow sample.
     For S = 2 with one padding token, X = 2, K = 2:
@@ -46,6 +49,8 @@ def expert_mask(valid_BS: Tensor, tokens: int, samples: int) -> Tensor:
          [1 0 | 0 0 1 1]]
     """
     batch, prefix = valid_BS.shape
+    if samples == 1:
+        return F.pad(valid_BS, (0, tokens), value=True)[:, None, None, :]
     sample = torch.arange(samples, device=valid_BS.device).repeat_interleave(tokens)
     own = (sample[:, None] == sample[None, :]).expand(batch, 1, -1, -1)
     seen = valid_BS[:, None, None, :].expand(batch, 1, tokens * samples, prefix)

@@ -84,6 +84,11 @@ class DeepFusionPolicy(PreTrainedPolicy):
         self._freeze()
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
+        self._denoise = self.model.denoise
+        if config.compile_model:
+            # Every chunk of a policy has the same shapes. This mode captures a CUDA graph, which a small VLM needs
+            # most: its denoise step is bound by launches.
+            self._denoise = torch.compile(self._denoise, fullgraph=True, dynamic=False, mode="reduce-overhead")
         self.init_rtc_processor()
         self.reset()
         if vlm_weights:
@@ -165,6 +170,12 @@ class DeepFusionPolicy(PreTrainedPolicy):
     ) -> ModelCard:
         """The card that a push uploads; the positional arguments are in the config too."""
         return model_card(self.config, cfg, dataset_meta)
+
+    def wrap_with_peft(self, *args: Any, **kwargs: Any) -> PreTrainedPolicy:
+        """LeRobot's, after which the base weights are frozen and so follow `config.dtype`."""
+        wrapped = super().wrap_with_peft(*args, **kwargs)
+        self._set_precision()
+        return wrapped
 
     def _freeze(self) -> None:
         if self.config.train_expert_only:
@@ -307,7 +318,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
             @torch.no_grad()  # real-time chunking turns gradients on and has no use for ours
             def velocity(noisy: Tensor, time: Tensor) -> Tensor:
-                return self.model.denoise(states, state, noisy[:, None], time[:, None])[:, 0].float()
+                return self._denoise(states, state, noisy[:, None], time[:, None])[:, 0].float()
 
             return euler_integrate(
                 velocity,

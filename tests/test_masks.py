@@ -18,6 +18,12 @@ def test_expert_mask_is_the_documented_example() -> None:
     assert mask[0, 0].int().tolist() == expected
 
 
+def test_one_flow_sample_needs_one_row() -> None:
+    mask = expert_mask(torch.tensor([[True, False], [False, True]]), tokens=3, samples=1)
+    assert mask.shape == (2, 1, 1, 5)
+    assert mask[:, 0, 0].int().tolist() == [[1, 0, 1, 1, 1], [0, 1, 1, 1, 1]]
+
+
 def test_expert_positions_go_on_from_each_row() -> None:
     valid = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
     assert expert_positions(valid, tokens=2, samples=2).tolist() == [[3, 4, 3, 4], [1, 2, 1, 2]]

@@ -14,6 +14,7 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 from lerobot_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
@@ -352,3 +353,25 @@ def test_adapter_targets_exist() -> None:
     assert len(adapted) == 4 * 3 + 4 * 2 + 2
     for saved in targets["modules_to_save"]:
         assert any(name.endswith(f".{saved}") for name in names), saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["kv", "hidden"])
+def test_compiled_denoise_step(fusion: str) -> None:
+    """One graph for all steps, chunks and episodes; actions equal the eager ones. Worst error: MEASURED."""
+    policy, batch, _ = make(fusion=fusion, compile_model=True)
+    eager, _, _ = make(fusion=fusion)
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for episode in range(3):
+            policy.reset()
+            for task in ("short", "a longer task"):
+                pre = make_deepfusion_pre_post_processors(policy.config, STATS)[0]
+                raw = {**make_batch(policy.config, training=False), "task": [task] * 3}
+                batch, noise = pre(raw), torch.randn(3, 6, 3)
+                compiled = policy.predict_action_chunk(batch, noise=noise)
+                expected = eager.predict_action_chunk(batch, noise=noise)
+                assert (compiled - expected).abs().max() < 1e-5, episode
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
