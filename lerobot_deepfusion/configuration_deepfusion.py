@@ -9,7 +9,7 @@ from typing import Any
 
 from draccus.utils import DecodingError, ParsingError
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
-from lerobot.optim import AdamWConfig
+from lerobot.optim import AdamWConfig, OptimizerConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
@@ -24,6 +24,15 @@ CHOICES = {
     "expert_init": ("vlm", "random"),
     "dtype": ("float32", "bfloat16"),
 }
+
+
+@OptimizerConfig.register_subclass("deepfusion_adamw")
+@dataclass
+class DeepFusionAdamWConfig(AdamWConfig):
+    """AdamW in one kernel for all weights, which LeRobot's own leaves to PyTorch's slower default."""
+
+    fused: bool = True
+
 
 # Fields that decide which weights exist or what they mean: a checkpoint is loaded with its own.
 ARCHITECTURE = (
@@ -216,8 +225,8 @@ class DeepFusionConfig(PreTrainedConfig):
         """Batch keys of the camera slots, in their fixed order, which is that of `input_features`."""
         return list(self.image_features)
 
-    def get_optimizer_preset(self) -> AdamWConfig:
-        return AdamWConfig(
+    def get_optimizer_preset(self) -> DeepFusionAdamWConfig:
+        return DeepFusionAdamWConfig(
             lr=self.optimizer_lr,
             betas=self.optimizer_betas,
             eps=self.optimizer_eps,
