@@ -27,7 +27,9 @@ from .flow import flow_error, interpolate
 from .fusion import Fusion, VlmStates
 from .hub import model_card, safe_push
 from .images import random_shift
+from .info import describe
 from .lockstep import DeepFusionModel
+from .memory import LORA_TARGETS
 from .observation import stack_cameras
 from .perception import context_window, llava_config_from_dict
 from .prompt import expand_image_token
@@ -197,30 +199,11 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """What `--peft.*` adapts: the attention of VLM and expert; what is new to the expert is trained whole."""
-        return {
-            "target_modules": r".*\.(language_model|backbone)\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
-            "modules_to_save": ["state_in_proj", "action_in_proj", "time_mlp", "action_out_proj", "modulation"],
-        }
+        return dict(LORA_TARGETS)
 
     def describe(self) -> str:
         """One readable summary of what goes in, what comes out and what is trained."""
-        config = self.config
-        state, action = config.robot_state_feature.shape[0], config.action_feature.shape[0]
-        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        frozen = sum(p.numel() for p in self.parameters()) - trained
-        tokens = self.model.perception.image_tokens
-        size = config.vlm_config["model"]["vision_config"]["image_size"]
-        return "\n".join(
-            (
-                f"deepfusion: VLM {config.vlm_path}, fusion {config.fusion}",
-                f"  cameras  {', '.join(config.cameras)}: {size} x {size} pixels, {tokens} tokens each",
-                f"  prompt   {config.vlm_config['prompt']!r}, {config.tokenizer_max_length} tokens",
-                f"  state    {state} of {config.max_state_dim}",
-                f"  action   {action} of {config.max_action_dim}, chunks of {config.chunk_size}, "
-                f"{config.n_action_steps} executed",
-                f"  weights  {trained:,} trained, {frozen:,} frozen",
-            )
-        )
+        return describe(self.config, self.model)
 
     def _observe(self, batch: dict[str, Tensor]) -> VlmStates:
         """One pass of the VLM."""

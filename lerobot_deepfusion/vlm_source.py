@@ -146,7 +146,7 @@ def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) 
     model_class = cast(type[PreTrainedModel], MODEL_MAPPING[type(perception.config)])
     with _quiet_transformers():
         # transformers knows the older names of weights; what it does not find it gives random values.
-        llava, info = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             None,
             config=perception.config,
             state_dict=stored_tensors(weight_files(folder)),
@@ -154,6 +154,7 @@ def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) 
             ignore_mismatched_sizes=True,  # or its error would point to the report that is not printed
             output_loading_info=True,
         )
+    llava, info = loaded
     read, wanted = llava.state_dict(), perception.state_dict()
     missing = (wanted.keys() - read.keys()) | (wanted.keys() & info["missing_keys"])
     misshaped = wanted.keys() & {key for key, *_ in info["mismatched_keys"]}

@@ -26,6 +26,11 @@ def build(make: str, fusion: str, width: float = 1.0, time: str = "adarms") -> D
     perception = model.perception
     perception.load_state_dict({key: source[key] for key in perception.state_dict()})
     enlarge(model.expert)
+    with torch.no_grad():  # sharper attention with a larger say, so that what it reads wrongly shows
+        for layer in model.expert.backbone.layers:
+            layer.self_attn.q_proj.weight.mul_(2)
+            layer.self_attn.k_proj.weight.mul_(2)
+            layer.self_attn.o_proj.weight.mul_(4)
     return model
 
 
@@ -215,7 +220,7 @@ def test_expert_without_context_is_a_plain_llama() -> None:
 
 
 def test_gradients_equal_finite_differences(fusion: str) -> None:
-    """Directional derivatives over all parameters at once. Worst relative error: 9.1e-8.
+    """Directional derivatives over all parameters at once. Worst relative error: 1.5e-6.
 
     Everything runs in float64; Llama's norms, which compute in float32 whatever they are given, are replaced
     by the same formula. A context detached or masked wrongly in the backward pass gives errors of order one.
@@ -244,7 +249,7 @@ def test_gradients_equal_finite_differences(fusion: str) -> None:
                 values.append(velocity(model, x).square().mean().item())
                 torch._foreach_add_(parameters, direction, alpha=-step)
         numeric = (values[0] - values[1]) / 2e-6
-        assert abs(numeric - analytic) < 1e-6 * abs(analytic)
+        assert abs(numeric - analytic) < 1e-5 * abs(analytic)
 
 
 @pytest.mark.parametrize("fused", MAKES)
@@ -273,7 +278,7 @@ def test_gradient_checkpointing_changes_nothing(fused: str, fusion: str) -> None
 
 @torch.no_grad()
 def test_mutations_are_seen(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tolerance of 1e-5 would catch: each mistake moves the output by > 0.005."""
+    """What the tolerance of 1e-5 would catch: each mistake moves the output by > 0.1."""
     from lerobot_deepfusion import expert, perception
 
     model = build("siglip_qwen2", fusion)
@@ -285,18 +290,18 @@ def test_mutations_are_seen(fusion: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     with monkeypatch.context() as patch:  # positions that count padding
         patch.setattr(perception, "positions_from_valid", lambda v: torch.arange(v.shape[1]).expand(v.shape))
-        assert moved() > 0.005
+        assert moved() > 0.1
     with monkeypatch.context() as patch:  # the expert's positions start again at zero
         patch.setattr(expert, "expert_positions", lambda v, n, k: torch.arange(n).repeat(k).expand(len(v), -1))
-        assert moved() > 0.005
+        assert moved() > 0.1
     with monkeypatch.context() as patch:  # padding is attended to
         patch.setattr(expert, "expert_mask", lambda v, n, k: None if k == 1 else expert_mask_all(v, n, k))
-        assert moved() > 0.005
+        assert moved() > 0.1
     states = prefill(model, x)
     if fusion != "late":  # layers swapped
         wrong = copy.copy(states)
         wrong.context = [states.context[i] for i in (1, 0, 2)]
-        assert error(model.denoise(wrong, x["state"], x["noisy_actions"], x["time"]), right) > 0.005
+        assert error(model.denoise(wrong, x["state"], x["noisy_actions"], x["time"]), right) > 0.1
 
 
 def expert_mask_all(valid: torch.Tensor, tokens: int, samples: int) -> torch.Tensor:
