@@ -1,0 +1,120 @@
+"""What is compared: an `Arm` is one model at one shape that can act and be trained; ours are here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lerobot.policies.common.flow_matching import euler_integrate
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
+
+from lerobot_deepfusion.flow import flow_error, interpolate
+from lerobot_deepfusion.fusion import Fusion
+from lerobot_deepfusion.lockstep import DeepFusionModel
+
+from .shapes import ACTION_DIM, IMAGE_TOKEN, STATE_DIM, VOCABULARY, Inputs, PatchEmbed, Shape
+
+
+class Arm(ABC):
+    """A model with inputs of its own making.
+
+    Attributes:
+        model: all that is counted and trained.
+        vlm: the part of it that expert-only training freezes.
+    """
+
+    model: nn.Module
+    vlm: nn.Module
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """Flow-matching loss of the batch."""
+
+    @abstractmethod
+    def act(self, steps: int) -> Tensor:
+        """A chunk of actions [B, T, A] after so many Euler steps."""
+
+    @abstractmethod
+    def checkpoint(self) -> None:
+        """Turn on gradient checkpointing, as the model's own policy does."""
+
+    def train_step(self) -> None:
+        """Forward and backward pass; the optimizer, alike for everybody, is left out."""
+        self.model.zero_grad(set_to_none=True)
+        self.loss().backward()
+
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+class DeepFusion(Arm):
+    """This package's model; `late` and `hidden` project the VLM's states once for an observation.
+
+    Args:
+        compiled: `torch.compile` of each layer of both streams.
+    """
+
+    model: DeepFusionModel
+
+    def __init__(
+        self,
+        shape: Shape,
+        inputs: Inputs,
+        fusion: Fusion = "kv",
+        time_conditioning: str = "token",
+        compiled: bool = False,
+    ) -> None:
+        self.inputs = inputs
+        self.model = deepfusion_model(shape, fusion, time_conditioning).to(inputs.state.device)
+        self.vlm = self.model.perception
+        self.valid = torch.ones_like(inputs.tokens, dtype=torch.bool)
+        if compiled:
+            text: Any = self.model.perception.language_model
+            for layer in [*text.layers, *self.model.expert.backbone.layers]:  # one graph serves layers that are alike
+                layer.compile(dynamic=False)
+
+    def loss(self) -> Tensor:
+        x = self.inputs
+        noisy, target = interpolate(x.actions, x.noise, x.time)
+        states = self.model.prefill(x.pixels, x.tokens, self.valid)
+        return flow_error(self.model.denoise(states, x.state, noisy, x.time), target).mean()
+
+    @torch.no_grad()
+    def act(self, steps: int) -> Tensor:
+        x = self.inputs
+        states = self.model.project_contexts(self.model.prefill(x.pixels, x.tokens, self.valid))
+
+        def velocity(noisy: Tensor, time: Tensor) -> Tensor:
+            return self.model.denoise(states, x.state, noisy[:, None], time[:, None])[:, 0].float()
+
+        return euler_integrate(velocity, x.noise[:, 0], steps)
+
+    def checkpoint(self) -> None:
+        self.model.gradient_checkpointing_enable()
+
+
+def deepfusion_model(shape: Shape, fusion: Fusion, time_conditioning: str) -> DeepFusionModel:
+    """Our model with random weights, an expert as wide as its VLM and the shared patch embedding."""
+    text = LlamaConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=VOCABULARY,
+    )
+    smallest = SiglipVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = LlavaConfig(
+        vision_config=smallest,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = DeepFusionModel(config, fusion, 1.0, time_conditioning, STATE_DIM, ACTION_DIM)
+    model.perception.vision_tower = PatchEmbed(shape.width)
+    model.perception.multi_modal_projector = nn.Identity()
+    return model

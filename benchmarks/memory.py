@@ -1,0 +1,98 @@
+"""Peak memory of one training step above what model and inputs take, one process for each variant.
+
+On a CPU the resident set is sampled while the step runs, with an allocator that returns what is freed; on CUDA the
+allocator's own count is read. The median of three steps, after one to warm up.
+
+    python -m benchmarks.memory "deepfusion kv" S256-P1200-B4 checkpointing
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+TRAININGS = ("plain", "checkpointing", "expert only")
+
+
+def peak(arm: str, case: str, training: str, device: str = "cpu", dtype: str = "float32") -> int:
+    """Bytes that a training step of an arm takes at its peak, measured in a process of its own.
+
+    Raises:
+        RuntimeError: with the process's own words, if it failed.
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "benchmarks.memory", arm, case, training, device, dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])["bytes"]
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Sampler(threading.Thread):
+    """Highest resident set while it runs, looked at every 2 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.highest, self.done = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.002):
+            self.highest = max(self.highest, resident())
+
+
+def main() -> None:
+    import torch
+
+    from .measures import autocast, build, prepare
+
+    arm_name, case, training, device, dtype = (*sys.argv[1:], "cpu", "float32")[:5]
+
+    prepare()
+    arm = build(arm_name, case, device=device)
+    arm.model.train()
+    if training == "checkpointing":
+        arm.checkpoint()
+    if training == "expert only":
+        arm.vlm.requires_grad_(False)
+    peaks = []
+    for _ in range(4):
+        arm.model.zero_grad(set_to_none=True)
+        gc.collect()
+        with autocast(device, dtype):
+            peaks.append(_cuda_peak(arm, torch) if device.startswith("cuda") else _cpu_peak(arm))
+    print(json.dumps({"bytes": round(statistics.median(peaks[1:]))}))
+
+
+def _cpu_peak(arm) -> int:
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before, sampler = resident(), Sampler()
+    sampler.start()
+    arm.train_step()
+    sampler.done.set()
+    sampler.join()
+    return sampler.highest - before
+
+
+def _cuda_peak(arm, torch) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    arm.train_step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+if __name__ == "__main__":
+    main()
