@@ -53,7 +53,7 @@ class DeepFusion(Arm):
     """This package's model; `late` and `hidden` project the VLM's states once for an observation.
 
     Args:
-        compiled: `torch.compile` of each layer of both streams.
+        compiled: the denoise step compiled as `--policy.compile_model=true` does.
     """
 
     model: DeepFusionModel
@@ -70,10 +70,9 @@ class DeepFusion(Arm):
         self.model = deepfusion_model(shape, fusion, time_conditioning).to(inputs.state.device)
         self.vlm = self.model.perception
         self.valid = torch.ones_like(inputs.tokens, dtype=torch.bool)
+        self.denoise: Any = self.model.denoise
         if compiled:
-            text: Any = self.model.perception.language_model
-            for layer in [*text.layers, *self.model.expert.backbone.layers]:  # one graph serves layers that are alike
-                layer.compile(dynamic=False)
+            self.denoise = torch.compile(self.denoise, fullgraph=True, dynamic=False, mode="reduce-overhead")
 
     def loss(self) -> Tensor:
         x = self.inputs
@@ -87,7 +86,7 @@ class DeepFusion(Arm):
         states = self.model.project_contexts(self.model.prefill(x.pixels, x.tokens, self.valid))
 
         def velocity(noisy: Tensor, time: Tensor) -> Tensor:
-            return self.model.denoise(states, x.state, noisy[:, None], time[:, None])[:, 0].float()
+            return self.denoise(states, x.state, noisy[:, None], time[:, None])[:, 0].float()
 
         return euler_integrate(velocity, x.noise[:, 0], steps)
 
