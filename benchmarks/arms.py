@@ -14,42 +14,46 @@ from lerobot_deepfusion.flow import flow_error, interpolate
 from lerobot_deepfusion.fusion import Fusion
 from lerobot_deepfusion.lockstep import DeepFusionModel
 
-from .shapes import ACTION_DIM, IMAGE_TOKEN, STATE_DIM, VOCABULARY, Inputs, PatchEmbed, Shape
+from .shapes import ACTION_DIM, IMAGE_TOKEN, STATE_DIM, Inputs, PatchEmbed, Shape
 
 
 class Arm(ABC):
-    """A model with inputs of its own making.
-
-    Attributes:
-        model: all that is counted and trained.
-        vlm: the part of it that expert-only training freezes.
-    """
+    """A model with inputs of its own making, that acts."""
 
     model: nn.Module
+
+    @abstractmethod
+    def act(self, steps: int) -> Tensor:
+        """A chunk of actions [B, T, A] after so many Euler steps."""
+
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+class TrainedArm(Arm):
+    """One that is trained too.
+
+    Attributes:
+        vlm: the part of the model that expert-only training freezes.
+    """
+
     vlm: nn.Module
 
     @abstractmethod
     def loss(self) -> Tensor:
         """Flow-matching loss of the batch."""
 
-    @abstractmethod
-    def act(self, steps: int) -> Tensor:
-        """A chunk of actions [B, T, A] after so many Euler steps."""
-
-    @abstractmethod
     def checkpoint(self) -> None:
-        """Turn on gradient checkpointing, as the model's own policy does."""
+        """Turn on gradient checkpointing, as the model's own policy does; not every model has it."""
+        self.model.gradient_checkpointing_enable()  # type: ignore[operator]
 
     def train_step(self) -> None:
         """Forward and backward pass; the optimizer, alike for everybody, is left out."""
         self.model.zero_grad(set_to_none=True)
         self.loss().backward()
 
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
-
-class DeepFusion(Arm):
+class DeepFusion(TrainedArm):
     """This package's model; `late` and `hidden` project the VLM's states once for an observation.
 
     Args:
@@ -90,21 +94,10 @@ class DeepFusion(Arm):
 
         return euler_integrate(velocity, x.noise[:, 0], steps)
 
-    def checkpoint(self) -> None:
-        self.model.gradient_checkpointing_enable()
-
 
 def deepfusion_model(shape: Shape, fusion: Fusion, time_conditioning: str) -> DeepFusionModel:
     """Our model with random weights, an expert as wide as its VLM and the shared patch embedding."""
-    text = LlamaConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=VOCABULARY,
-    )
+    text = LlamaConfig(**shape.text_config())
     smallest = SiglipVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     config = LlavaConfig(
         vision_config=smallest,

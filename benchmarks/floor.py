@@ -26,17 +26,12 @@ class Floor(Arm):
 
     def __init__(self, shape: Shape, inputs: Inputs) -> None:
         ours = DeepFusion(shape, inputs)
-        self.model, self.vlm = ours.model, ours.vlm
+        self.model = ours.model
         self.layers: Any = ours.model.perception.language_model.layers
         self.expert_layers: Any = ours.model.expert.backbone.layers
         tokens = shape.chunk + 2  # state and time
         self.prefix = _tensors(shape, shape.prefix, shape.prefix, inputs.state.device)
         self.suffix = _tensors(shape, tokens, shape.prefix + tokens, inputs.state.device)
-
-    def loss(self) -> Tensor:
-        raise NotImplementedError("the floor is of acting only")
-
-    checkpoint = loss  # type: ignore[assignment]
 
     @torch.no_grad()
     def act(self, steps: int) -> Tensor:

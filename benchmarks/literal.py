@@ -22,7 +22,7 @@ from lerobot_deepfusion.flow import flow_error, interpolate
 from lerobot_deepfusion.lockstep import DeepFusionModel
 from lerobot_deepfusion.masks import positions_from_valid
 
-from .arms import Arm, deepfusion_model
+from .arms import TrainedArm, deepfusion_model
 from .shapes import Inputs, Shape
 
 Rotary = tuple[Tensor, Tensor]
@@ -98,7 +98,7 @@ def _layer(layer: Any, x: Tensor, context: Tensor, rotary: Rotary, bias: Tensor)
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
-class Literal(Arm):
+class Literal(TrainedArm):
     """`LiteralPlan` at a shape."""
 
     model: LiteralPlan
@@ -123,6 +123,3 @@ class Literal(Arm):
         return euler_integrate(
             lambda noisy, time: self.model.velocity(hidden, self.valid, x.state, noisy, time), x.noise[:, 0], steps
         )
-
-    def checkpoint(self) -> None:
-        raise NotImplementedError("the plan names checkpointing and does not say where")

@@ -24,7 +24,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from torch import Tensor, nn
 from transformers import SmolVLMConfig
 
-from .arms import Arm
+from .arms import TrainedArm
 from .shapes import ACTION_DIM, IMAGE_TOKEN, STATE_DIM, VOCABULARY, Inputs, PatchEmbed, Shape
 
 
@@ -40,13 +40,28 @@ def fill(model: nn.Module, device: torch.device) -> None:
     model.to(device)
 
 
-class Pi0(Arm):
+class FromOpenpi(TrainedArm):
+    """What pi0 and smolvla have in common: how they are given an observation, and their loss."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        there = inputs.state.new_ones(len(inputs.state), dtype=torch.bool)
+        pictures = list(inputs.pixels.unbind(1))
+        words = torch.ones_like(inputs.text, dtype=torch.bool)
+        self.observation = (pictures, [there] * len(pictures), inputs.text, words, inputs.state)
+
+    def loss(self) -> Tensor:
+        x = self.inputs
+        return self.model(*self.observation, x.actions, x.noise[:, 0], x.time[:, 0]).mean()
+
+
+class Pi0(FromOpenpi):
     """`PI0Pytorch`: both streams in one eager attention in training, a cloned cache in each step at acting."""
 
     model: pi0.PI0Pytorch
 
     def __init__(self, shape: Shape, inputs: Inputs) -> None:
-        self.inputs = inputs
+        super().__init__(inputs)
         geometry = pi0.GemmaConfig(
             width=shape.width,
             depth=shape.layers,
@@ -68,45 +83,20 @@ class Pi0(Arm):
             both.paligemma.lm_head = both.gemma_expert.lm_head = nn.Identity()
         fill(self.model, inputs.state.device)
         self.vlm = both.paligemma
-        batch, cameras = inputs.pixels.shape[:2]
-        there = torch.ones(batch, dtype=torch.bool, device=inputs.state.device)
-        self.observation = (
-            list(inputs.pixels.unbind(1)),
-            [there] * cameras,
-            inputs.text,
-            torch.ones_like(inputs.text, dtype=torch.bool),
-            inputs.state,
-        )
-
-    def loss(self) -> Tensor:
-        x = self.inputs
-        return self.model(*self.observation, x.actions, x.noise[:, 0], x.time[:, 0]).mean()
 
     def act(self, steps: int) -> Tensor:
         return self.model.sample_actions(*self.observation, noise=self.inputs.noise[:, 0], num_steps=steps)
 
-    def checkpoint(self) -> None:
-        self.model.gradient_checkpointing_enable()
 
-
-class SmolVLA(Arm):
+class SmolVLA(FromOpenpi):
     """`VLAFlowMatching` with its own defaults, among them cross-attention in every other layer."""
 
     model: smolvla.VLAFlowMatching
 
     def __init__(self, shape: Shape, inputs: Inputs) -> None:
-        self.inputs = inputs
-        text = {
-            "hidden_size": shape.width,
-            "intermediate_size": shape.mlp,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-            "vocab_size": VOCABULARY,
-            "pad_token_id": 0,
-        }
-        vlm_config = SmolVLMConfig(text_config={"model_type": "llama", **text}, image_token_id=IMAGE_TOKEN)
+        super().__init__(inputs)
+        text = {"model_type": "llama", "pad_token_id": 0, **shape.text_config()}
+        vlm_config = SmolVLMConfig(text_config=text, image_token_id=IMAGE_TOKEN)
         config = SmolVLAConfig(
             chunk_size=shape.chunk,
             n_action_steps=1,
@@ -123,27 +113,11 @@ class SmolVLA(Arm):
             vlm.lm_head = nn.Identity()
         self.vlm = vlm
         fill(self.model, inputs.state.device)
-        batch, cameras = inputs.pixels.shape[:2]
-        there = torch.ones(batch, dtype=torch.bool, device=inputs.state.device)
-        self.observation = (
-            list(inputs.pixels.unbind(1)),
-            [there] * cameras,
-            inputs.text,
-            torch.ones_like(inputs.text, dtype=torch.bool),
-            inputs.state,
-        )
-
-    def loss(self) -> Tensor:
-        x = self.inputs
-        return self.model(*self.observation, x.actions, x.noise[:, 0], x.time[:, 0]).mean()
 
     @torch.no_grad()
     def act(self, steps: int) -> Tensor:
         self.model.config.num_steps = steps
         return self.model.sample_actions(*self.observation, noise=self.inputs.noise[:, 0])
-
-    def checkpoint(self) -> None:
-        raise NotImplementedError("smolvla has no gradient checkpointing")
 
 
 @contextmanager
@@ -157,7 +131,7 @@ def _offline_smolvlm(config: SmolVLMConfig):
         yield
 
 
-class MolmoAct2(Arm):
+class MolmoAct2(TrainedArm):
     """`MolmoAct2Policy` on its continuous head: the expert has self- and cross-attention and per-layer modulation."""
 
     model: molmoact2.MolmoAct2Policy
@@ -218,13 +192,7 @@ class _FlatPatchEmbed(PatchEmbed):
 
 def _molmoact2_config(shape: Shape) -> molmoact2_hf.MolmoAct2Config:
     text = molmoact2_hf.MolmoAct2TextConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=VOCABULARY,
+        **shape.text_config(),
         # With more words it would join the two embedding tables in each pass: a cost that only small widths see.
         additional_vocab_size=None,
         qkv_bias=False,

@@ -45,6 +45,18 @@ class Shape:
         """Tokens of images and text together."""
         return self.cameras * self.image_tokens + self.text_tokens
 
+    def text_config(self) -> dict[str, int]:
+        """The text model, in the names that transformers' configs share."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": VOCABULARY,
+        }
+
     def wide(self, width: int) -> Shape:
         """The same shape at another width; the MLP has three times it, as in all shapes here."""
         return replace(self, width=width, mlp=3 * width)

@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 
-from .configuration_deepfusion import TINY, DeepFusionConfig
+from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -155,9 +154,7 @@ def write_card(checkpoint: Path, repo_id: str | None = None, eval_info: Path | N
 
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint} has no config.json; give a checkpoint's folder `pretrained_model`")
-    config = PreTrainedConfig.from_pretrained(checkpoint)
-    if not isinstance(config, DeepFusionConfig):
-        raise ValueError(f"{checkpoint} is a checkpoint of a {config.type!r} policy, not of 'deepfusion'")
+    config = read_checkpoint_config(checkpoint)
     config.repo_id = repo_id or config.repo_id
     evaluation = None if eval_info is None else json.loads(eval_info.read_text())
     if evaluation is not None and not {"per_group", "overall"} <= set(evaluation):

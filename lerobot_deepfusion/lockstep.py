@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedConfig
 
 from .expert import DeepFusionActionExpert
 from .fusion import Fusion, VlmStates
-from .perception import Perception
+from .perception import Perception, llava_config_from_dict
 from .weights import empty_weights
 
 
@@ -90,6 +91,39 @@ class DeepFusionModel(nn.Module):
             trained = any(parameter.requires_grad for parameter in part.parameters())
             if trained and part.supports_gradient_checkpointing:
                 part.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False) -> DeepFusionModel:
+    """The network that a policy's config describes, frozen where it says so.
+
+    Args:
+        config: a `DeepFusionConfig`; the network has no need of LeRobot, and so doesn't name the type.
+        vlm: config of the whole LLaVA as `to_dict` gives it.
+        empty_perception: see `DeepFusionModel`.
+
+    Raises:
+        ValueError: if `vlm` is no LLaVA that can be cut.
+    """
+    model = DeepFusionModel(
+        llava_config_from_dict(vlm),
+        config.fusion,
+        config.expert_width_multiplier,
+        config.time_conditioning,
+        config.max_state_dim,
+        config.max_action_dim,
+        config.image_token_pooling,
+        empty_perception,
+    )
+    for module in frozen_modules(config, model):
+        module.requires_grad_(False)
+    return model
+
+
+def frozen_modules(config: Any, model: DeepFusionModel) -> list[nn.Module]:
+    """What training leaves as it is."""
+    if config.train_expert_only:
+        return [model.perception]
+    return [model.perception.vision_tower] if config.freeze_vision_encoder else []
 
 
 def expert_config(

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
@@ -23,15 +23,15 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor
 
 from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
+from .describe import describe
 from .flow import flow_error, interpolate
-from .fusion import Fusion, VlmStates
+from .fusion import VlmStates
 from .hub import model_card, safe_push
 from .images import random_shift
-from .info import describe
-from .lockstep import DeepFusionModel
+from .lockstep import build_model, frozen_modules
 from .memory import LORA_TARGETS
 from .observation import stack_cameras
-from .perception import context_window, llava_config_from_dict
+from .perception import context_window
 from .prompt import expand_image_token
 from .vlm_source import check_vlm_config, load_vlm_weights, read_vlm_config
 from .weights import empty_weights, load_weights, stored_tensors
@@ -64,16 +64,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
         check_vlm_config(config.vlm_config)
         pretrained = vlm_weights and config.vlm_path != TINY
         with nullcontext() if vlm_weights else empty_weights():
-            self.model = DeepFusionModel(
-                llava_config_from_dict(config.vlm_config["model"]),
-                cast(Fusion, config.fusion),
-                config.expert_width_multiplier,
-                config.time_conditioning,
-                config.max_state_dim,
-                config.max_action_dim,
-                config.image_token_pooling,
-                empty_perception=pretrained,
-            )
+            self.model = build_model(config, config.vlm_config["model"], empty_perception=pretrained)
         self._check_context_window()
         if pretrained:
             half = config.dtype == "bfloat16" and config.train_expert_only
@@ -83,7 +74,6 @@ class DeepFusionPolicy(PreTrainedPolicy):
         for name in ("image_mean", "image_std"):
             value = torch.tensor(config.vlm_config[name]).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
-        self._freeze()
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self._denoise = self.model.denoise
@@ -179,19 +169,11 @@ class DeepFusionPolicy(PreTrainedPolicy):
         self._set_precision()
         return wrapped
 
-    def _freeze(self) -> None:
-        if self.config.train_expert_only:
-            self.model.perception.requires_grad_(False)
-        elif self.config.freeze_vision_encoder:
-            self.model.perception.vision_tower.requires_grad_(False)
-
     def train(self, mode: bool = True) -> DeepFusionPolicy:
         """Training mode for what is trained; frozen parts stay in evaluation mode."""
         super().train(mode)
-        if self.config.train_expert_only:
-            self.model.perception.eval()
-        elif self.config.freeze_vision_encoder:
-            self.model.perception.vision_tower.eval()
+        for module in frozen_modules(self.config, self.model):
+            module.eval()
         return self
 
     def get_optim_params(self) -> list[torch.nn.Parameter]:

@@ -17,7 +17,6 @@ from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
@@ -60,17 +59,17 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
             f"policy.vlm_path={vlm_path!r} is a {config.model_type!r} model; "
             f"expected one of {', '.join(LLAVA_MODEL_TYPES)}"
         )
-    images = AutoImageProcessor.from_pretrained(vlm_path)
+    processor = AutoProcessor.from_pretrained(vlm_path)
+    images, tokenizer = processor.image_processor, processor.tokenizer
     if images.resample not in RESAMPLE:
         raise ValueError(
             f"policy.vlm_path={vlm_path!r}: its image processor resamples by {images.resample!r}; expected one of "
             f"{', '.join(RESAMPLE.values())}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(vlm_path)
     image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
     return {
         "model": _as_json(config),
-        "prompt": _read_prompt(vlm_path, tokenizer.bos_token, image_token),
+        "prompt": _read_prompt(vlm_path, processor, image_token),
         "image_token": image_token,
         "image_mean": list(images.image_mean),
         "image_std": list(images.image_std),
@@ -91,16 +90,17 @@ def check_vlm_config(vlm_config: dict[str, Any]) -> None:
         )
 
 
-def _read_prompt(vlm_path: str, bos_token: str | None, image_token: str) -> str:
+def _read_prompt(vlm_path: str, processor: Any, image_token: str) -> str:
     """The chat template around one picture and one task."""
     conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TASK}]}]
-    prompt = AutoProcessor.from_pretrained(vlm_path).apply_chat_template(conversation, add_generation_prompt=True)
+    prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
     if prompt.count(image_token) != 1 or prompt.count(TASK) != 1:
         raise ValueError(
             f"policy.vlm_path={vlm_path!r}: its chat template gives {prompt!r}, where one {image_token!r} "
             "and one task text were expected"
         )
-    if bos_token and read_tokenizer(vlm_path).encode("").tokens == [bos_token]:
+    bos_token = processor.tokenizer.bos_token
+    if bos_token and processor.tokenizer("").tokens() == [bos_token]:
         prompt = prompt.removeprefix(bos_token)  # the tokenizer puts one there itself
     return prompt
 

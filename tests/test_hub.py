@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import shlex
 import shutil
@@ -26,7 +25,7 @@ from lerobot.configs.default import DatasetConfig
 from lerobot.configs.eval import EvalPipelineConfig
 from lerobot.configs.train import TrainPipelineConfig
 from safetensors.torch import load_file
-from test_plugin import write_noise
+from test_plugin import run, write_noise
 from test_policy import STATS, make_batch, make_config
 
 from lerobot_deepfusion.hub import main, model_card, write_card
@@ -317,17 +316,8 @@ def test_train_to_the_hub_and_evaluate_from_it(hub: Hub, tmp_path: Path) -> None
     """LeRobot's own commands: checkpoints and policy are pushed, local files go, the policy is evaluated."""
     pytest.importorskip("gym_pusht")
 
-    def lerobot(*command: str) -> str:
-        script = Path(sys.executable).with_name(command[0])
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        result = subprocess.run(
-            [sys.executable, script, *command[1:]], capture_output=True, text=True, env=environment, timeout=280
-        )
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        return result.stdout + result.stderr
-
     out = tmp_path / "train"
-    log = lerobot(
+    log = run(
         "lerobot-train",
         f"--config_path={Path(__file__).parents[1] / 'configs/policy/tiny.yaml'}",
         *write_noise(tmp_path / "data", ("image",), 2, 2),
@@ -335,6 +325,7 @@ def test_train_to_the_hub_and_evaluate_from_it(hub: Hub, tmp_path: Path) -> None
         "--policy.push_to_hub=true",
         "--save_checkpoint_to_hub=true",
         *("--num_workers=0", "--steps=2", "--save_freq=1", "--batch_size=4", f"--output_dir={out}"),
+        hub=True,
     )
     assert f"Model pushed to {hub.url}/{REPO}" in log
     trained_files = out / "checkpoints/last/pretrained_model"
@@ -347,11 +338,12 @@ def test_train_to_the_hub_and_evaluate_from_it(hub: Hub, tmp_path: Path) -> None
     assert (card["steps"], card["size"], card["action"]) == ("2", "2 episodes, 24 frames", "2 numbers: `a`, `b`")
 
     shutil.rmtree(out)
-    lerobot(
+    run(
         "lerobot-eval",
         f"--policy.path={REPO}",
         *("--policy.device=cpu", "--env.type=pusht", "--env.episode_length=8"),
         *("--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path / 'eval'}"),
+        hub=True,
     )
     DeepFusionPolicy.from_pretrained(REPO).save_pretrained(tmp_path / "again")
     write_card(tmp_path / "again", eval_info=tmp_path / "eval/eval_info.json")

@@ -17,7 +17,7 @@ from test_policy import make_config
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lerobot_deepfusion import info, memory
+from lerobot_deepfusion import describe, info, memory
 from lerobot_deepfusion.fusion import FUSIONS, VlmStates
 from lerobot_deepfusion.lockstep import DeepFusionModel
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
@@ -318,7 +318,7 @@ def test_checkpoint_needs_its_config_alone(tmp_path: Path, capsys: pytest.Captur
     policy = DeepFusionPolicy(make_config(fusion="hidden"))
     policy.config.save_pretrained(tmp_path)
     text = run(capsys, str(tmp_path))
-    assert text.startswith(info.describe(policy.config, policy.model))
+    assert text.startswith(describe.describe(policy.config, policy.model))
     assert "observation.image: 96 x 96 pixels, 8 tokens" in text
     assert "4 dimensions, padded to 6" in text
     assert repr(policy.config.vlm_config["prompt"]) in text
