@@ -10,7 +10,7 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
 
-from lerobot_deepfusion.flow import flow_error, interpolate
+from lerobot_deepfusion.flow import euler_times, flow_error, interpolate
 from lerobot_deepfusion.fusion import Fusion
 from lerobot_deepfusion.lockstep import DeepFusionModel
 
@@ -82,15 +82,17 @@ class DeepFusion(TrainedArm):
         x = self.inputs
         noisy, target = interpolate(x.actions, x.noise, x.time)
         states = self.model.prefill(x.pixels, x.tokens, self.valid)
-        return flow_error(self.model.denoise(states, x.state, noisy, x.time), target).mean()
+        return flow_error(self.model.denoise(states, x.state, noisy, self.model.embed_time(x.time)), target).mean()
 
     @torch.no_grad()
     def act(self, steps: int) -> Tensor:
         x = self.inputs
         states = self.model.project_contexts(self.model.prefill(x.pixels, x.tokens, self.valid))
 
-        def velocity(noisy: Tensor, time: Tensor) -> Tensor:
-            return self.denoise(states, x.state, noisy[:, None], time[:, None])[:, 0].float()
+        schedule = iter(self.model.embed_time(euler_times(steps, x.state.device)).split(1, dim=2))
+
+        def velocity(noisy: Tensor, _: Tensor) -> Tensor:
+            return self.denoise(states, x.state, noisy[:, None], next(schedule))[:, 0].float()
 
         return euler_integrate(velocity, x.noise[:, 0], steps)
 

@@ -77,17 +77,22 @@ class DeepFusionLlamaAttention(LlamaAttention):
         return self.o_proj(out.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1))
 
 
+class TimeModulation(nn.Linear):
+    """Flow time -> scale, shift and gate of attention and MLP; a class of its own so that FSDP can shard it."""
+
+
 class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
     """Llama decoder layer that passes the VLM's states of its depth down to attention.
 
     With `time_conditioning="adarms"` the two norms are scaled and shifted, and the two residuals gated, by
-    the flow time (adaLN-Zero, Peebles & Xie 2023; in RMS form pi0.5, 2025).
+    the flow time (adaLN-Zero, Peebles & Xie 2023; in RMS form pi0.5, 2025). That modulation depends on
+    nothing else, so it is computed outside, for as many times at once as are known.
     """
 
     def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = DeepFusionLlamaAttention(config, layer_idx)
-        self.modulation = nn.Linear(self.hidden_size, 6 * self.hidden_size) if config.adarms else None
+        self.modulation = TimeModulation(self.hidden_size, 6 * self.hidden_size) if config.adarms else None
         narrower = config.context_width != self.hidden_size and config.context_is_hidden
         self.context_proj = nn.Linear(config.context_width, self.hidden_size, bias=False) if narrower else None
 
@@ -104,7 +109,7 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
         context_position_embeddings: tuple[Tensor, Tensor] | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        time_embedding: Tensor | None = None,
+        modulation: Tensor | None = None,
     ) -> Tensor | KeyValue:
         """
         Args:
@@ -113,7 +118,7 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
             context_position_embeddings: cosine and sine at the context's positions, for hidden states.
             position_embeddings: cosine and sine of the own tokens.
             attention_mask: see `DeepFusionLlamaAttention`.
-            time_embedding: [B, K, D], with AdaRMS.
+            modulation: `self.modulation` of the flow time, [B or 1, K, 6 * D], with AdaRMS.
         """
         if isinstance(cross_key_value_states, Tensor):
             assert context_position_embeddings is not None
@@ -122,13 +127,13 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
             assert cross_key_value_states is not None
             return cross_key_value_states
         x = hidden_states
-        if self.modulation is None:
+        if modulation is None:
             x = x + self.self_attn(
                 self.input_layernorm(x), position_embeddings, attention_mask, cross_key_value_states
             )
             return x + self.mlp(self.post_attention_layernorm(x))
-        modulation = self.modulation(time_embedding)[:, :, None]  # the same for all tokens of a flow sample
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation.chunk(6, dim=-1)
+        # One row for all tokens of a flow sample.
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation[:, :, None].chunk(6, dim=-1)
         normed = self.input_layernorm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.self_attn(normed, position_embeddings, attention_mask, cross_key_value_states)
         normed = self.post_attention_layernorm(x) * (1 + scale_m) + shift_m
@@ -166,19 +171,19 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
         vlm_states: VlmStates,
         position_ids: Tensor,
         attention_mask: Tensor | None = None,
-        time_embedding: Tensor | None = None,
+        modulations: Tensor | None = None,
     ) -> Tensor:
-        """Own tokens [B, K, X, D] -> normed output [B, K, X, D]."""
+        """Own tokens [B, K, X, D] and, with AdaRMS, modulations [L, B or 1, K, 6 * D] -> normed output."""
         x = inputs_embeds
         position_embeddings = self.rotary_emb(x, position_ids)
-        for layer, context in zip(self.layers, vlm_states.context, strict=True):
+        for index, (layer, context) in enumerate(zip(self.layers, vlm_states.context, strict=True)):
             x = layer(
                 x,
                 context,
                 vlm_states.position_embeddings,
                 position_embeddings,
                 attention_mask,
-                time_embedding,
+                None if modulations is None else modulations[index],
             )
         return self.norm(x)
 
@@ -216,13 +221,28 @@ class DeepFusionActionExpert(nn.Module):
         self.backbone = DeepFusionLlamaModel(config)
         self.action_out_proj = nn.Linear(width, max_action_dim)
 
+    def embed_time(self, time: Tensor) -> Tensor:
+        """What the layers need to know of flow times in [0, 1], where 1 is noise.
+
+        Args:
+            time: [B, K]; when acting, all times of the schedule in the place of K.
+
+        Returns:
+            Under `token` one token a time, [1, B, K, D]; under `adarms` every layer's modulation, [L, B, K, 6 * D].
+        """
+        embedding = self.time_mlp(time_features(time).to(time.dtype))
+        if not self.adarms:
+            return embedding[None]
+        layers: Any = self.backbone.layers
+        return torch.stack([layer.modulation(embedding) for layer in layers])
+
     def forward(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
         """
         Args:
             vlm_states: of the B observations.
             state: [B, P], of any size up to the padded one.
             noisy_actions: [B, K, T, A], likewise.
-            time: [B, K] in [0, 1]; 1 is noise.
+            time: as `embed_time` gives it; its B may be 1 for a time that all share.
 
         Returns:
             Velocity [B, K, T, A].
@@ -230,10 +250,9 @@ class DeepFusionActionExpert(nn.Module):
         samples, chunk, action_dim = noisy_actions.shape[1:]
         state = _pad_last(state, self.state_in_proj.in_features)
         noisy_actions = _pad_last(noisy_actions, self.action_in_proj.in_features)
-        time_embedding = self.time_mlp(time_features(time).to(state.dtype))  # [B, K, D]
         tokens = [self.state_in_proj(state)[:, None, None].expand(-1, samples, -1, -1)]
         if not self.adarms:
-            tokens.append(time_embedding[:, :, None])
+            tokens.append(time[0][:, :, None].expand(len(state), -1, -1, -1))
         tokens.append(self.action_in_proj(noisy_actions))
         x = torch.cat(tokens, dim=2)  # [B, K, X, D]
         valid, size = vlm_states.valid, x.shape[2]
@@ -242,7 +261,7 @@ class DeepFusionActionExpert(nn.Module):
             vlm_states,
             position_ids=expert_positions(valid, size, samples),
             attention_mask=expert_mask(valid, size, samples),
-            time_embedding=time_embedding if self.adarms else None,
+            modulations=time if self.adarms else None,
         )
         return self.action_out_proj(out[:, :, -chunk:])[..., :action_dim]
 

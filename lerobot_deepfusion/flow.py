@@ -8,7 +8,13 @@ Axis letters: B batch, K flow samples, T actions of a chunk, A action dim.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def euler_times(steps: int, device: torch.device) -> Tensor:
+    """Times at which `euler_integrate` asks for a velocity: [1, steps], from 1 down."""
+    return 1 - torch.arange(steps, device=device)[None] / steps
 
 
 def interpolate(action: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,12 @@ class DeepFusionModel(nn.Module):
         return self.perception(pixels, token_ids, valid, right_padded)
 
     def denoise(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
-        """Velocity of noisy actions; see `DeepFusionActionExpert.forward`."""
+        """Velocity of noisy actions at an embedded time; see `DeepFusionActionExpert.forward`."""
         return self.expert(vlm_states, state, noisy_actions, time)
+
+    def embed_time(self, time: Tensor) -> Tensor:
+        """Flow times for `denoise`; see `DeepFusionActionExpert.embed_time`."""
+        return self.expert.embed_time(time)
 
     def project_contexts(self, vlm_states: VlmStates) -> VlmStates:
         """States whose hidden parts the expert has turned into keys and values, once for all steps."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
 from .describe import describe
-from .flow import flow_error, interpolate
+from .flow import euler_times, flow_error, interpolate
 from .fusion import VlmStates
 from .hub import model_card, safe_push
 from .images import random_shift
@@ -53,7 +53,13 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
     config_class = DeepFusionConfig
     name = "deepfusion"
-    _no_split_modules = ["DeepFusionLlamaDecoderLayer", "LlamaDecoderLayer", "Qwen2DecoderLayer"]
+    _no_split_modules = [
+        "DeepFusionLlamaDecoderLayer",
+        "TimeModulation",
+        "LlamaDecoderLayer",
+        "Qwen2DecoderLayer",
+        "MistralDecoderLayer",
+    ]
     _fsdp_wrap_modules = _no_split_modules
 
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
@@ -242,7 +248,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
             # Zero is the mean state, since states are normalised.
             state = state * (torch.rand(size, 1, device=state.device) >= config.state_dropout)
         with self._autocast(action.device):
-            velocity = self.model.denoise(self._observe(batch), state, noisy, time)
+            velocity = self.model.denoise(self._observe(batch), state, noisy, self.model.embed_time(time))
         error = flow_error(velocity.float(), target)
         is_pad = batch.get("action_is_pad")
         valid = torch.ones_like(error) if is_pad is None else (~is_pad).to(error.dtype)
@@ -280,10 +286,13 @@ class DeepFusionPolicy(PreTrainedPolicy):
         noise = sample_noise(shape, state.device) if noise is None else noise
         with self._autocast(state.device):
             states = self.model.project_contexts(self._observe(batch))
+            # The schedule is known: one pass of the time branch serves all steps.
+            times = self.model.embed_time(euler_times(config.num_inference_steps, state.device))
+            schedule = iter(times.split(1, dim=2))
 
             @torch.no_grad()  # real-time chunking turns gradients on and has no use for ours
-            def velocity(noisy: Tensor, time: Tensor) -> Tensor:
-                return self._denoise(states, state, noisy[:, None], time[:, None])[:, 0].float()
+            def velocity(noisy: Tensor, _: Tensor) -> Tensor:
+                return self._denoise(states, state, noisy[:, None], next(schedule))[:, 0].float()
 
             return euler_integrate(
                 velocity,

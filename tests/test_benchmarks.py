@@ -36,7 +36,7 @@ def test_literal_plan_computes_the_same_velocity(padding: int) -> None:
     noisy, time = inputs.noise[:, 0], inputs.time[:, 0]
     with torch.no_grad():
         states = model.project_contexts(model.prefill(inputs.pixels, inputs.tokens, valid))
-        ours = model.denoise(states, inputs.state, inputs.noise, inputs.time)[:, 0]
+        ours = model.denoise(states, inputs.state, inputs.noise, model.embed_time(inputs.time))[:, 0]
         hidden = plan.perceive(inputs.pixels, inputs.tokens, valid)
         literal = plan.velocity(hidden, valid, inputs.state, noisy, time)
     assert (ours - literal).abs().max() <= 1e-5 * ours.abs().max()

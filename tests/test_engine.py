@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.utils.constants import OBS_STATE
 from test_policy import make
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -107,6 +109,24 @@ def test_memory_does_not_grow_over_the_steps(fusion: str) -> None:
     policy.predict_action_chunk(batch)
     assert len(alive) == 6
     assert len(set(alive[1:])) == 1, alive
+
+
+@pytest.mark.parametrize("conditioning", ["token", "adarms"])
+def test_one_pass_of_the_time_branch_serves_all_steps(conditioning: str) -> None:
+    """The chunk is that of a loop which embeds each time when it comes. Worst error: 2e-7."""
+    policy, batch, _ = make(time_conditioning=conditioning)
+    model, noise, calls = policy.model, torch.randn(3, 6, 3), Counter()
+    model.expert.time_mlp.register_forward_hook(lambda *_: calls.update(time=1))
+    chunk = policy.predict_action_chunk(batch, noise=noise)
+    assert calls == {"time": 1}
+    with torch.no_grad():
+        states = model.project_contexts(policy._observe(batch))
+        expected = euler_integrate(
+            lambda x, t: model.denoise(states, batch[OBS_STATE], x[:, None], model.embed_time(t[:, None]))[:, 0],
+            noise,
+            policy.config.num_inference_steps,
+        )
+    assert (chunk - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 10])

@@ -6,7 +6,7 @@ import torch
 from lerobot.policies.common.flow_matching import euler_integrate
 
 from lerobot_deepfusion.expert import time_features
-from lerobot_deepfusion.flow import flow_error, interpolate
+from lerobot_deepfusion.flow import euler_times, flow_error, interpolate
 
 
 def test_ends_of_the_path() -> None:
@@ -27,6 +27,14 @@ def test_velocity_is_the_derivative_of_the_path() -> None:
     for steps in (1, 3, 10):
         end = euler_integrate(lambda x, t: interpolate(action, noise, t[:, None])[1][:, 0], noise[:, 0], steps)
         assert torch.allclose(end, action, atol=1e-5)
+
+
+def test_schedule_is_that_of_lerobots_integrator() -> None:
+    """The times that acting embeds beforehand are those that `euler_integrate` then asks for."""
+    for steps in (1, 3, 10, 64):
+        asked: list[torch.Tensor] = []
+        euler_integrate(lambda x, t, asked=asked: asked.append(t) or x, torch.zeros(1, 2), steps)
+        assert torch.allclose(torch.cat(asked), euler_times(steps, torch.device("cpu"))[0], atol=1e-6)
 
 
 def test_error_is_the_mean_over_samples_and_dimensions() -> None:

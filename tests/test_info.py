@@ -72,7 +72,7 @@ def forward(model: DeepFusionModel, inputs: dict[str, torch.Tensor], half: bool)
     """The two passes that a training step makes; velocity and the VLM's states."""
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         states = model.prefill(inputs["pixels"], inputs["tokens"], inputs["valid"])
-        return model.denoise(states, inputs["state"], inputs["noisy"], inputs["time"]), states
+        return model.denoise(states, inputs["state"], inputs["noisy"], model.embed_time(inputs["time"])), states
 
 
 def storages(states: VlmStates) -> dict[int, int]:

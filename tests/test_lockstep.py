@@ -62,7 +62,7 @@ def prefill(model: DeepFusionModel, x: dict) -> VlmStates:
 
 
 def velocity(model: DeepFusionModel, x: dict) -> torch.Tensor:
-    return model.denoise(prefill(model, x), x["state"], x["noisy_actions"], x["time"])
+    return model.denoise(prefill(model, x), x["state"], x["noisy_actions"], model.embed_time(x["time"]))
 
 
 def rows(x: dict, index: slice) -> dict:
@@ -131,7 +131,7 @@ def test_cached_contexts_equal_joint_pass(make: str, fusion: str) -> None:
     model = build(make, fusion)
     x = inputs(model, samples=1)
     states = model.project_contexts(prefill(model, x))
-    cached = model.denoise(states, x["state"], x["noisy_actions"], x["time"])
+    cached = model.denoise(states, x["state"], x["noisy_actions"], model.embed_time(x["time"]))
     assert error(cached, velocity(model, x)) < 1e-5
 
 
@@ -192,7 +192,7 @@ def test_gradient_reaches_only_what_is_read(fusion: str) -> None:
     if fusion == "late":
         assert all(context is states.context[0] for context in states.context)
         # Cut before the last state: no layer reaches the velocity by another way.
-        out = model.denoise(states.detach(), x["state"], x["noisy_actions"], x["time"])
+        out = model.denoise(states.detach(), x["state"], x["noisy_actions"], model.embed_time(x["time"]))
         out.square().mean().backward()
         assert all(p.grad is None for p in model.perception.parameters())
         model.zero_grad()
@@ -301,7 +301,7 @@ def test_mutations_are_seen(fusion: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if fusion != "late":  # layers swapped
         wrong = copy.copy(states)
         wrong.context = [states.context[i] for i in (1, 0, 2)]
-        assert error(model.denoise(wrong, x["state"], x["noisy_actions"], x["time"]), right) > 0.1
+        assert error(model.denoise(wrong, x["state"], x["noisy_actions"], model.embed_time(x["time"])), right) > 0.1
 
 
 def expert_mask_all(valid: torch.Tensor, tokens: int, samples: int) -> torch.Tensor:
