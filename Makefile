@@ -5,7 +5,7 @@ PYTHON ?= python
 setup: .venv/.ready
 .venv/.ready: pyproject.toml uv.lock
 	$(PYTHON) -m pip install --quiet "uv>=0.8"
-	$(PYTHON) -m uv sync --locked --extra metaworld --extra pusht --extra async --extra dev
+	$(PYTHON) -m uv sync --locked --extra metaworld --extra pusht --extra async --extra peft --extra dev
 	touch $@
 
 demo: setup
