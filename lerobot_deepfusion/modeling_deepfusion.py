@@ -224,7 +224,8 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
         Args:
             batch: pre-processed; `action` [B, T, A], `action_is_pad` bool [B, T].
-            reduction: `mean` over all valid actions, or `none` for one loss a sample, [B].
+            reduction: `none` for one loss a sample, the mean over its valid actions, [B]; `mean` for the mean of
+                those, which several processes with a part of the batch each get too, however much is padding.
 
         Raises:
             ValueError: for another reduction.
@@ -252,10 +253,8 @@ class DeepFusionPolicy(PreTrainedPolicy):
         error = flow_error(velocity.float(), target)
         is_pad = batch.get("action_is_pad")
         valid = torch.ones_like(error) if is_pad is None else (~is_pad).to(error.dtype)
-        total, count = (error * valid).sum(1), valid.sum(1)
-        if reduction == "none":
-            return total / count.clamp(min=1), {}
-        return total.sum() / count.sum().clamp(min=1), {}
+        losses = (error * valid).sum(1) / valid.sum(1).clamp(min=1)
+        return (losses if reduction == "none" else losses.mean()), {}
 
     # --- acting -------------------------------------------------------------------------------------------
 
