@@ -171,6 +171,12 @@ class DeepFusionConfig(PreTrainedConfig):
                 f"policy.expert_width_multiplier=1.0, found {self.expert_width_multiplier}; "
                 "use policy.expert_init=random for a narrower expert"
             )
+        visual = self.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY)
+        if visual != NormalizationMode.IDENTITY:
+            raise ValueError(
+                f"policy.normalization_mapping has VISUAL={getattr(visual, 'value', visual)}; set it to IDENTITY: "
+                "the policy normalises pictures as its VLM was trained to see them"
+            )
         if not 0 <= self.image_shift < 0.5:
             raise ValueError(f"policy.image_shift={self.image_shift}: choose a share in [0, 0.5)")
         if not 0 <= self.state_dropout < 1:

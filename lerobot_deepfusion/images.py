@@ -18,13 +18,7 @@ def letterbox(image: Tensor, size: int, resample: str = "bilinear") -> Tensor:
         size: side of the square, pixels.
         resample: `bilinear` or `bicubic`.
 
-    Raises:
-        ValueError: if the image is not of that shape.
     """
-    if image.ndim != 4 or image.shape[1] != 3:
-        raise ValueError(
-            f"an image has the shape {tuple(image.shape)}; expected [batch, 3, height, width], channels first"
-        )
     height, width = image.shape[-2:]
     if (height, width) == (size, size):
         return image

@@ -22,6 +22,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
+from .checks import check_action, check_chunk, check_dataset, check_observation
 from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
 from .describe import describe
 from .flow import euler_times, flow_error, interpolate
@@ -48,7 +49,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
         config: its `vlm_config` is filled if it is empty.
         vlm_weights: whether to load the VLM's pretrained weights; `from_pretrained` does not, since the
             checkpoint carries them.
-        kwargs: what LeRobot's factory passes besides (`dataset_stats`, `dataset_meta`); not needed here.
+        kwargs: what LeRobot's factory passes besides: `dataset_meta` of the data set to train on is checked.
     """
 
     config_class = DeepFusionConfig
@@ -65,6 +66,8 @@ class DeepFusionPolicy(PreTrainedPolicy):
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
         super().__init__(config)
         config.validate_features()
+        if kwargs.get("dataset_meta") is not None:
+            check_dataset(config, kwargs["dataset_meta"])
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
         check_vlm_config(config.vlm_config)
@@ -233,6 +236,8 @@ class DeepFusionPolicy(PreTrainedPolicy):
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r}: choose 'mean' or 'none'")
         config, action = self.config, batch[ACTION]
+        check_observation(config, batch)
+        check_action(config, action)
         size, samples = action.shape[0], config.num_flow_samples
         noise = sample_noise((size, samples, *action.shape[1:]), action.device)
         time = sample_time_beta(
@@ -280,7 +285,9 @@ class DeepFusionPolicy(PreTrainedPolicy):
             rtc: `inference_delay`, `prev_chunk_left_over` and `execution_horizon` of real-time chunking.
         """
         self.eval()
-        config, state = self.config, batch[OBS_STATE]
+        config = self.config
+        check_observation(config, batch)
+        state = batch[OBS_STATE]
         shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
         noise = sample_noise(shape, state.device) if noise is None else noise
         with self._autocast(state.device):
@@ -293,7 +300,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
             def velocity(noisy: Tensor, _: Tensor) -> Tensor:
                 return self._denoise(states, state, noisy[:, None], next(schedule))[:, 0].float()
 
-            return euler_integrate(
+            chunk = euler_integrate(
                 velocity,
                 noise,
                 config.num_inference_steps,
@@ -301,6 +308,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
                 rtc_enabled=self._rtc_enabled(),
                 **rtc,
             )
+        return check_chunk(chunk)
 
     def _rtc_enabled(self) -> bool:
         return self.config.rtc_config is not None and self.config.rtc_config.enabled

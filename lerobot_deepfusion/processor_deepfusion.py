@@ -1,4 +1,4 @@
-"""Pre- and post-processing: LeRobot's stock steps around one of ours, which writes the prompt."""
+"""Pre- and post-processing: LeRobot's stock steps, one that checks values and one that writes the prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lerobot.configs import NormalizationMode, PipelineFeatureType, PolicyFeature
+from lerobot.configs import PipelineFeatureType, PolicyFeature
 from lerobot.lerobot_types import EnvTransition, TransitionKey
 from lerobot.processor import (
     PolicyAction,
@@ -17,17 +17,39 @@ from lerobot.processor import (
     make_default_policy_processor_steps,
     make_policy_processor_pipelines,
 )
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from .checks import check_statistics, check_values
 from .configuration_deepfusion import DeepFusionConfig
 from .prompt import fill_prompt
 
 
+class _SameFeatures(ProcessorStep):
+    def transform_features(
+        self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
+    ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
+        return features
+
+
+@ProcessorStepRegistry.register(name="deepfusion_value_check_processor")
+@dataclass
+class DeepFusionValueCheckProcessorStep(_SameFeatures):
+    """Stops at numbers that would poison weights or reach the motors; see `check_values`."""
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        check_values(
+            transition.get(TransitionKey.OBSERVATION) or {},
+            transition.get(TransitionKey.ACTION),
+            transition.get(TransitionKey.COMPLEMENTARY_DATA) or {},
+        )
+        return transition
+
+
 @ProcessorStepRegistry.register(name="deepfusion_prompt_processor")
 @dataclass
-class DeepFusionPromptProcessorStep(ProcessorStep):
+class DeepFusionPromptProcessorStep(_SameFeatures):
     """Task text -> token ids of the prompt.
 
     Writes `observation.language.tokens` (int64 [B, L]) and `observation.language.attention_mask` (bool [B, L]),
@@ -74,6 +96,12 @@ class DeepFusionPromptProcessorStep(ProcessorStep):
             if self.tokenizer is None:
                 raise RuntimeError("the prompt step has no tokenizer; load its state or build it with one")
             ids = self.tokenizer.encode(fill_prompt(self.prompt, self.image_token, task)).ids
+            pictures = ids.count(self.tokenizer.token_to_id(self.image_token))
+            if pictures != 1:
+                raise ValueError(
+                    f"the prompt {self.prompt!r} has {pictures} tokens {self.image_token!r} in this tokenizer; "
+                    "expected one, in whose place the pictures go. Take prompt and tokenizer of one checkpoint"
+                )
             if len(ids) - 1 > self.max_length:
                 raise ValueError(
                     f"the prompt for the task {task!r} has {len(ids) - 1} tokens besides the pictures and "
@@ -94,11 +122,6 @@ class DeepFusionPromptProcessorStep(ProcessorStep):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.tokenizer = Tokenizer.from_str(bytes(state["tokenizer_json"].tolist()).decode())
         self._known.clear()
-
-    def transform_features(
-        self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
-    ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
-        return features
 
 
 def make_deepfusion_pre_post_processors(
@@ -133,42 +156,10 @@ def make_deepfusion_pre_post_processors(
         input_steps=[
             steps.rename_observations,
             steps.add_batch_dim,
+            DeepFusionValueCheckProcessorStep(),
             prompt,
             steps.to_device,
             steps.normalize,
         ],
-        output_steps=[steps.unnormalize, steps.to_cpu],
+        output_steps=[steps.unnormalize, steps.to_cpu, DeepFusionValueCheckProcessorStep()],
     )
-
-
-STATISTICS = {
-    NormalizationMode.MEAN_STD: ("mean", "std"),
-    NormalizationMode.MIN_MAX: ("min", "max"),
-    NormalizationMode.QUANTILES: ("q01", "q99"),
-    NormalizationMode.QUANTILE10: ("q10", "q90"),
-}
-
-
-def check_statistics(config: DeepFusionConfig, dataset_stats: dict[str, dict[str, Any]] | None) -> None:
-    """LeRobot passes a feature without statistics through unchanged; here it stops the run.
-
-    Raises:
-        ValueError: naming the key, what was found and what is needed.
-    """
-    features = {**config.input_features, **config.output_features}
-    for key in (OBS_STATE, ACTION):
-        mode = config.normalization_mapping.get(features[key].type.value, NormalizationMode.IDENTITY)
-        for name in STATISTICS.get(mode, ()):
-            value = (dataset_stats or {}).get(key, {}).get(name)
-            if value is None:
-                raise ValueError(
-                    f"{key} is to be normalised by {mode.value} and the data set's statistics have no "
-                    f"'{name}' for it (they have {sorted((dataset_stats or {}).get(key, {}))}); "
-                    "recompute them with lerobot-edit-dataset, or change policy.normalization_mapping"
-                )
-            value = torch.as_tensor(value)
-            if not torch.isfinite(value).all() or tuple(value.shape) != tuple(features[key].shape):
-                raise ValueError(
-                    f"statistic '{name}' of {key} is {value.tolist()}; expected {features[key].shape[0]} finite "
-                    "numbers. Recompute the data set's statistics with lerobot-edit-dataset"
-                )
