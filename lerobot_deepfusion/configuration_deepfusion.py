@@ -9,13 +9,12 @@ from typing import Any
 
 from draccus.utils import DecodingError, ParsingError
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
-from lerobot.optim import AdamWConfig, OptimizerConfig
-from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from .fusion import FUSIONS
 from .observation import EMPTY_CAMERA
+from .optim import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
 
 TINY = "tiny"
 CHOICES = {
@@ -24,14 +23,6 @@ CHOICES = {
     "expert_init": ("vlm", "random"),
     "dtype": ("float32", "bfloat16"),
 }
-
-
-@OptimizerConfig.register_subclass("deepfusion_adamw")
-@dataclass
-class DeepFusionAdamWConfig(AdamWConfig):
-    """AdamW in one kernel for all weights, which LeRobot's own leaves to PyTorch's slower default."""
-
-    fused: bool = True
 
 
 # Fields that decide which weights exist or what they mean: a checkpoint is loaded with its own.
@@ -101,6 +92,9 @@ class DeepFusionConfig(PreTrainedConfig):
     # demonstrations the state alone tells them apart. At acting it is always seen.
     state_dropout: float = 0.0
 
+    # Frames at the end of each episode that training leaves out. Actions behind the end are masked in any case.
+    drop_n_last_frames: int = 0
+
     # Real-time chunking; set by LeRobot's rollout.
     rtc_config: RTCConfig | None = None
     # Names of the action dimensions; filled from the data set.
@@ -128,8 +122,12 @@ class DeepFusionConfig(PreTrainedConfig):
     # Cut the gradient from the expert into the VLM's states.
     knowledge_insulation: bool = False
 
-    # AdamW and a cosine schedule with warmup that always ends at `--steps`.
+    # AdamW and a cosine schedule with warmup that always ends at `--steps`; of a short run a tenth is warmup.
     optimizer_lr: float = 1e-4
+    # Rates of the VLM's parts where they differ: its text model, the projector between its two, its vision tower.
+    optimizer_vlm_lr: float | None = None
+    optimizer_connector_lr: float | None = None
+    optimizer_vision_lr: float | None = None
     optimizer_betas: tuple[float, float] = (0.9, 0.95)
     optimizer_eps: float = 1e-8
     optimizer_weight_decay: float = 0.01
@@ -181,8 +179,9 @@ class DeepFusionConfig(PreTrainedConfig):
             raise ValueError(f"policy.image_shift={self.image_shift}: choose a share in [0, 0.5)")
         if not 0 <= self.state_dropout < 1:
             raise ValueError(f"policy.state_dropout={self.state_dropout}: choose a share in [0, 1)")
-        if self.empty_cameras < 0:
-            raise ValueError(f"policy.empty_cameras={self.empty_cameras}: needs 0 or more")
+        for name in ("empty_cameras", "drop_n_last_frames"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"policy.{name}={getattr(self, name)}: needs 0 or more")
 
     def validate_features(self) -> None:
         """Add the declared empty cameras and check what the policy needs.
@@ -240,8 +239,8 @@ class DeepFusionConfig(PreTrainedConfig):
             grad_clip_norm=self.optimizer_grad_clip_norm,
         )
 
-    def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig:
-        return CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=self.scheduler_warmup_steps)
+    def get_scheduler_preset(self) -> DeepFusionSchedulerConfig:
+        return DeepFusionSchedulerConfig(num_warmup_steps=self.scheduler_warmup_steps)
 
     @property
     def observation_delta_indices(self) -> None:

@@ -144,6 +144,7 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
     """Walks its layers beside the VLM's: layer l reads entry l of the VLM's states."""
 
     _no_split_modules = ["DeepFusionLlamaDecoderLayer"]
+    main_input_name = "inputs_embeds"  # there are no token embeddings for transformers to look for
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)

@@ -93,8 +93,10 @@ class DeepFusionModel(nn.Module):
         """Recompute layers in the backward pass; of a frozen part there is no backward pass to serve."""
         for part in (self.perception.vision_tower, self.perception.language_model, self.expert.backbone):
             trained = any(parameter.requires_grad for parameter in part.parameters())
-            if trained and part.supports_gradient_checkpointing:
+            if trained and part.supports_gradient_checkpointing and not part.is_gradient_checkpointing:
                 part.gradient_checkpointing_enable({"use_reentrant": False})
+                # Embeddings that require a gradient are for reentrant checkpointing; frozen ones cost a graph.
+                part.disable_input_require_grads()
 
 
 def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False) -> DeepFusionModel:

@@ -27,9 +27,8 @@ from .activations import (
     vision_stream,
 )
 from .lockstep import DeepFusionModel
+from .parts import EXPERT, PARTS, PROJECTOR, TEXT, VISION, part_of
 
-VISION, PROJECTOR, TEXT, EXPERT = PARTS = ("vision tower", "projector", "text model", "expert")
-PREFIXES = {"perception.vision_tower.": VISION, "perception.language_model.": TEXT, "expert.": EXPERT}
 # What LoRA adapts: the attention of VLM and expert. What is new to the expert is trained whole, as a copy.
 LORA_TARGETS: dict[str, Any] = {
     "target_modules": r".*\.(language_model|backbone)\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
@@ -38,11 +37,6 @@ LORA_TARGETS: dict[str, Any] = {
 
 
 # --- parameters -------------------------------------------------------------------------------------------
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter or module of `DeepFusionModel` belongs to; an image newline is the projector's."""
-    return next((part for prefix, part in PREFIXES.items() if name.startswith(prefix)), PROJECTOR)
 
 
 def parameters(model: nn.Module, trained: bool | None = None) -> dict[str, int]:

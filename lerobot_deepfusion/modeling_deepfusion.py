@@ -22,6 +22,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
+from .adapters import adapter_targets, check_adapter_targets
 from .checks import check_action, check_chunk, check_dataset, check_observation
 from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
 from .describe import describe
@@ -30,8 +31,8 @@ from .fusion import VlmStates
 from .hub import model_card, safe_push
 from .images import random_shift
 from .lockstep import build_model, frozen_modules
-from .memory import LORA_TARGETS
 from .observation import stack_cameras
+from .optim import parameter_groups
 from .perception import context_window
 from .prompt import expand_image_token
 from .vlm_source import check_vlm_config, load_vlm_weights, read_vlm_config
@@ -83,8 +84,6 @@ class DeepFusionPolicy(PreTrainedPolicy):
         for name in ("image_mean", "image_std"):
             value = torch.tensor(config.vlm_config[name]).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
-        if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
         self._denoise = self.model.denoise
         if config.compile_model:
             # Every chunk of a policy has the same shapes. This mode captures a CUDA graph, which a small VLM needs
@@ -150,6 +149,9 @@ class DeepFusionPolicy(PreTrainedPolicy):
         cls, model: DeepFusionPolicy, model_file: str, map_location: str, strict: bool
     ) -> DeepFusionPolicy:
         load_weights(model, stored_tensors([Path(model_file)]), model_file)
+        if model.config.use_peft:
+            # Adapters are to come; a VLM of 7B in float32 would not be there for them on a card of 24 GB.
+            model.model.perception.requires_grad_(False)
         model._set_precision()
         return model
 
@@ -157,7 +159,9 @@ class DeepFusionPolicy(PreTrainedPolicy):
         """Trained weights are float32; frozen ones follow `config.dtype`, since no update can get lost."""
         frozen = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
         for parameter in self.parameters():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+            dtype = torch.float32 if parameter.requires_grad else frozen
+            if parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
 
     def push_model_to_hub(
         self, cfg: TrainPipelineConfig, *args: Any, dataset_meta: Any = None, **kwargs: Any
@@ -174,6 +178,9 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> PreTrainedPolicy:
         """LeRobot's, after which the base weights are frozen and so follow `config.dtype`."""
+        if self.config.pretrained_path and Path(self.config.pretrained_path).is_dir():
+            # The adapters' record of where their base is: it is read from other directories too.
+            self.config.pretrained_path = Path(self.config.pretrained_path).resolve()
         wrapped = super().wrap_with_peft(*args, **kwargs)
         self._set_precision()
         return wrapped
@@ -182,15 +189,25 @@ class DeepFusionPolicy(PreTrainedPolicy):
         """Training mode for what is trained; frozen parts stay in evaluation mode."""
         super().train(mode)
         for module in frozen_modules(self.config, self.model):
-            module.eval()
+            if not any(parameter.requires_grad for parameter in module.parameters()):  # no adapters within
+                module.eval()
+        # What is trained is settled here: LeRobot may have put adapters around the policy since it was built.
+        self._set_precision()
+        if mode and self.config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
         return self
 
-    def get_optim_params(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.config, self.model)
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """What `--peft.*` adapts: the attention of VLM and expert; what is new to the expert is trained whole."""
-        return dict(LORA_TARGETS)
+        return adapter_targets(self)
+
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        """LeRobot's check that there is a base, and ours that every name is one of a module's."""
+        super()._validate_peft_config(peft_config)
+        check_adapter_targets(self, peft_config)
 
     def describe(self) -> str:
         """One readable summary of what goes in, what comes out and what is trained."""

@@ -83,14 +83,8 @@ def test_only_the_faces_import_lerobot() -> None:
         )
     }
     faces = {f"{part}_deepfusion.py" for part in ("configuration", "modeling", "processor")}
-    faces |= {
-        "checks.py",
-        "describe.py",
-        "hub.py",
-        "info.py",
-        "demos.py",
-        "policy_server.py",
-    }  # which the network does not need
+    outside = "adapters checks demos describe hub info optim policy_server"  # which the network does not need
+    faces |= {f"{name}.py" for name in outside.split()}
     assert {path for path in with_lerobot if not path.startswith("sim/")} == faces
 
 

@@ -1,0 +1,118 @@
+"""What the published LLaVAs cost on cards that are not at hand: operations and bytes counted, time from the peaks.
+
+    python -m benchmarks.plan
+
+The network is built and run on the meta device, so that every matrix product is counted and none computed. A time is
+the larger of operations over the card's dense bfloat16 peak and bytes over its bandwidth, for the VLM's pass and for
+the denoise steps apart: no kernel is faster, and launches, norms and joins come on top. Frozen weights are bfloat16 and
+trained ones float32; acting is with the VLM frozen (`--policy.train_expert_only=true`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lerobot_deepfusion import memory
+from lerobot_deepfusion.activations import Precision, Workload
+from lerobot_deepfusion.info import assume_cameras, build, read_policy
+from lerobot_deepfusion.lockstep import DeepFusionModel
+
+from .floor import count_flops
+
+
+@dataclass(frozen=True)
+class Card:
+    """Peaks from the makers' data sheets."""
+
+    name: str
+    gib: int
+    flops: float
+    bytes: float
+
+
+CARDS = (
+    Card("RTX 4090 24 GB", 24, 165e12, 1.01e12),
+    Card("A100 80 GB", 80, 312e12, 2.04e12),
+    Card("H100 SXM 80 GB", 80, 989e12, 3.35e12),
+)
+RUNS = (("onevision-0.5b", 0.5), ("onevision-0.5b", 1.0), ("llava-1.5-7b", 0.25), ("llava-1.5-7b", 1.0))
+CAMERAS, TEXT, CHUNK, STEPS, BATCH, HALF = 2, 64, 50, 10, 8, 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations and bytes of one pass of the VLM and one denoise step, for one observation."""
+
+    prefix_flops: int
+    prefix_bytes: int
+    step_flops: int
+    step_bytes: int
+
+    def acting(self, card: Card) -> tuple[float, float]:
+        """Seconds of the VLM's pass and of one step."""
+        return (
+            max(self.prefix_flops / card.flops, self.prefix_bytes / card.bytes),
+            max(self.step_flops / card.flops, self.step_bytes / card.bytes),
+        )
+
+
+def count(model: DeepFusionModel) -> Cost:
+    """Count one observation on the meta device."""
+    vision, tokens = model.perception.config.vision_config, CAMERAS * model.perception.image_tokens + TEXT
+    with torch.device("meta"), torch.no_grad():
+        pixels = torch.empty(1, CAMERAS, 3, vision.image_size, vision.image_size)
+        ids, valid = torch.empty(1, tokens, dtype=torch.long), torch.empty(1, tokens, dtype=torch.bool)
+        states = model.prefill(pixels, ids, valid)
+        state, noisy = torch.empty(1, 32), torch.empty(1, 1, CHUNK, 32)
+        time = model.embed_time(torch.empty(1, 1))
+        prefix = count_flops(lambda: model.prefill(pixels, ids, valid))
+        step = count_flops(lambda: model.denoise(states, state, noisy, time))
+    weights = memory.parameters(model)
+    context = memory.context_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK, 1), Precision(HALF, HALF, True))
+    expert = HALF * weights[memory.EXPERT]
+    return Cost(prefix, HALF * sum(weights.values()) - expert + context, step, expert + context)
+
+
+def main() -> None:
+    print(
+        f"{CAMERAS} cameras, {TEXT} words, chunks of {CHUNK}, {STEPS} steps, kv, bfloat16; training in batches of {BATCH}"
+    )
+    for name, width in RUNS:
+        options = {"expert_width_multiplier": width, "dtype": "bfloat16", "train_expert_only": True}
+        config, _ = read_policy(name, options)
+        assume_cameras(config, CAMERAS)
+        model = build(config)
+        cost, load = count(model), Workload(BATCH, CAMERAS, TEXT, CHUNK, 1)
+        acting = cost.prefix_flops + STEPS * cost.step_flops
+        print(f"\n{name}, expert of {width} of its width: {acting / 1e12:.2f} TFLOP a chunk")
+        print(f"  VLM {cost.prefix_flops / 1e12:.2f} TFLOP, {cost.prefix_bytes / 1e9:.2f} GB; ", end="")
+        print(f"step {cost.step_flops / 1e9:.1f} GFLOP, {cost.step_bytes / 1e9:.2f} GB")
+        for card in CARDS:
+            prefix, step = cost.acting(card)
+            # Of what is trained a backward pass costs twice the forward pass.
+            frozen = BATCH * (cost.prefix_flops + 3 * cost.step_flops) / card.flops
+            whole = BATCH * 3 * (cost.prefix_flops + cost.step_flops) / card.flops
+            print(f"  {card.name:15} chunk >= {1e3 * (prefix + STEPS * step):6.1f} ms", end="")
+            print(f" (VLM {1e3 * prefix:.1f}, step {1e3 * step:.2f}); step of training >= ", end="")
+            print(
+                f"{1e3 * frozen:.0f} ms expert only, {1e3 * whole:.0f} ms everything; fits: {fits(model, load, card)}"
+            )
+
+
+def fits(model: DeepFusionModel, load: Workload, card: Card) -> str:
+    """What a card has room for, with gradient checkpointing and a tenth of it left over."""
+    half, room = Precision(HALF, HALF, True), 0.9 * card.gib * 2**30
+    trainings = {
+        "expert only": memory.training_bytes(model, load, half, {memory.EXPERT}, True),
+        "LoRA": memory.training_bytes(model, load, half, {memory.TEXT, memory.EXPERT}, True, 16),
+        "everything": memory.training_bytes(model, load, Precision(HALF, HALF, False), set(memory.PARTS), True),
+    }
+    acting = memory.acting_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK, 1), half)
+    found = [name for name, size in {"acting": acting, **trainings}.items() if size <= room]
+    return ", ".join(found) or "nothing"
+
+
+if __name__ == "__main__":
+    main()
