@@ -175,6 +175,9 @@ class DeepFusionConfig(PreTrainedConfig):
         """
         if self.input_features is None:
             raise ValueError("policy.input_features is null, which only a data set can fill in")
+        for key, feature in {**self.input_features, **(self.output_features or {})}.items():
+            if not feature.shape or not all(isinstance(size, int) and size > 0 for size in feature.shape):
+                raise ValueError(f"{key} has the shape {feature.shape}; expected whole numbers above zero")
         for index in range(self.empty_cameras):
             key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{index}"
             self.input_features.setdefault(key, PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 64)))
@@ -189,8 +192,8 @@ class DeepFusionConfig(PreTrainedConfig):
         ):
             if feature is None:
                 raise ValueError(f"{key} is not among the features of the data set; this policy needs it")
-            if len(feature.shape) != 1 or feature.shape[0] < 1:
-                raise ValueError(f"{key} has the shape {feature.shape}; expected a vector, of one number or more")
+            if len(feature.shape) != 1:
+                raise ValueError(f"{key} has the shape {feature.shape}; expected a vector")
             if feature.shape[0] > getattr(self, name):
                 raise ValueError(
                     f"{key} has {feature.shape[0]} dimensions and policy.{name} is {getattr(self, name)}; "

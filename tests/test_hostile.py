@@ -19,14 +19,13 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_llava
-from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file
 from test_vlm_source import config_of
 
 from lerobot_deepfusion import limits
-from lerobot_deepfusion.checkpoint_files import PROCESSOR_FILES, check_checkpoint_files
-from lerobot_deepfusion.configuration_deepfusion import DeepFusionConfig, read_checkpoint_config
+from lerobot_deepfusion.checkpoint_files import PROCESSOR_FILES
+from lerobot_deepfusion.configuration_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.vlm_source import read_tokenizer, read_vlm_config
 
@@ -235,12 +234,13 @@ def escapes(outside: Path, file: str) -> list[str]:
     return [f"../outside/{file}", str(outside / file)]
 
 
-def attempt(folder: Path) -> Exception | None:
+def attempt(folder: Path) -> str:
+    """Load, and the error's message if there is one."""
     try:
         load(folder)
     except CLEAR as error:
-        return error
-    return None
+        return str(error)
+    return ""
 
 
 def test_no_field_of_the_config_opens_a_file(checkpoint: Path, outside: Path) -> None:
@@ -255,10 +255,7 @@ def test_no_field_of_the_config_opens_a_file(checkpoint: Path, outside: Path) ->
             changed = copy.deepcopy(config)
             put(changed, path, escapes(outside, "config.json")[len(path) % 2])
             (checkpoint / "config.json").write_text(json.dumps(changed))
-            # The weights are not needed to see which fields are followed; where a load is refused anyway, by name.
-            with contextlib.suppress(*CLEAR):
-                policy = DeepFusionPolicy(read_checkpoint_config(checkpoint), vlm_weights=False)
-                assert policy.device.type == "meta"
+            attempt(checkpoint)
     assert str(checkpoint / "config.json") in names
     assert {name for name in names if name.startswith(str(outside))} == set()
 
@@ -268,28 +265,17 @@ def test_no_field_of_the_processors_opens_a_file(checkpoint: Path, outside: Path
     """Likewise in all text fields of both processor files, `state_file` among them, which is refused by name."""
     for file in PROCESSOR_FILES:
         whole = (checkpoint / file).read_text()
-        state_files = 0
         with OPENED.watch() as names:
             for path, value in places(json.loads(whole)):
                 if not isinstance(value, str):
                     continue
                 name = value if path[-1] == "state_file" else "config.json"
                 edit(checkpoint / file, lambda v, path=path, name=name: put(v, path, escapes(outside, name)[kind]))
-                try:
-                    check_checkpoint_files(checkpoint)
-                    make_pre_post_processors(make_config_of(checkpoint), pretrained_path=str(checkpoint))
-                except CLEAR as error:
-                    state_files += "no file name inside the checkpoint's directory" in str(error)
+                refused = "no file name inside the checkpoint's directory" in attempt(checkpoint)
+                assert refused == (path[-1] == "state_file"), path
                 (checkpoint / file).write_text(whole)
-        assert state_files == whole.count("state_file")
         assert str(checkpoint / file) in names
         assert {name for name in names if name.startswith(str(outside))} == set()
-
-
-def make_config_of(folder: Path) -> DeepFusionConfig:
-    config = PreTrainedConfig.from_pretrained(folder)
-    assert isinstance(config, DeepFusionConfig)
-    return config
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -314,7 +300,7 @@ def test_shards_of_a_llava_stay_in_its_directory(tmp_path: Path, kind: int) -> N
 # --- sizes ------------------------------------------------------------------------------------------------
 
 HUGE = 10**9
-VALUES = (0, -1, HUGE, 2.5, "8", True, None, [8])
+VALUES = (0, -1, HUGE, 2.5, None, [8])
 TEXT = ("vlm_config", "model", "text_config")
 VISION = ("vlm_config", "model", "vision_config")
 SIZES = [
@@ -364,11 +350,6 @@ def test_sizes_are_refused_before_anything_is_allocated(checkpoint: Path, path: 
         message = refusal(checkpoint, path, value)
         if (value is None and name in limits.MAY_BE_NONE) or (name == "empty_cameras" and value == 0):
             continue
-        if path in (("image_token_pooling",), ("empty_cameras",)) and value == "8":
-            assert message is not None  # read as 8, which this policy has no weights or patches for
-            continue
-        if len(path) == 1 and value in ("8", True, 2.5) and not isinstance(value, float):
-            continue  # a command line's values are text too, so LeRobot reads these as numbers
         assert message is not None, value
         assert name in message, message
         if value == HUGE:
@@ -387,12 +368,14 @@ def test_bounds_are_far_above_what_exists() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ((*TEXT, "hidden_size"), 2**16, "does not fit this policy"),
+        ((*TEXT, "hidden_size"), 3 * 21840, "does not fit this policy"),
         ((*TEXT, "vocab_size"), 2**22, "1 of another shape: model.perception.language_model.embed_tokens.weight"),
         ((*TEXT, "num_hidden_layers"), 4, "missing: model.expert.backbone.layers.3"),
         (("max_state_dim",), 4096, "1 of another shape: model.expert.state_in_proj.weight"),
-        (("input_features", "observation.state", "shape"), [], "expected a vector"),
-        (("output_features", "action", "shape"), [0], "expected a vector"),
+        (("input_features", "observation.state", "shape"), [], "expected whole numbers above zero"),
+        (("input_features", "observation.state", "shape"), [None], "expected whole numbers above zero"),
+        (("input_features", "observation.state", "shape"), [2, 2], "expected a vector"),
+        (("output_features", "action", "shape"), [0], "expected whole numbers above zero"),
         (("vlm_config", "model", "vision_feature_layer"), HUGE, "vision_feature_layer=1000000000"),
         (("vlm_config", "model", "vision_feature_layer"), -3, "the vision tower has 1 layers"),
         (("vlm_config", "model", "num_labels"), HUGE, "num_labels=1000000000: needs at most"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 import struct
@@ -38,12 +39,11 @@ def damaged_json(draw: st.DrawFn, whole: bytes) -> bytes:
             parent = parent[key]
         kind = draw(st.sampled_from(["replace", "replace", "retype", "drop", "rename", "move"]))
         if kind == "replace":
-            parent[path[-1]] = draw(ODD)
+            parent[path[-1]] = copy.deepcopy(draw(ODD))
         elif kind == "retype":
             parent[path[-1]] = {"it": value} if draw(st.booleans()) else str(value)
         elif kind == "move":
-            _, parent[path[-1]] = draw(st.sampled_from(list(places(values))))
-            values = json.loads(json.dumps(values))  # or it could contain itself
+            parent[path[-1]] = copy.deepcopy(draw(st.sampled_from(list(places(values))))[1])
         else:
             del parent[path[-1]]
             if kind == "rename" and isinstance(parent, dict):
