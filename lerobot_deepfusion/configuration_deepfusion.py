@@ -13,6 +13,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from .fusion import FUSIONS
+from .limits import check_policy_sizes
 from .observation import EMPTY_CAMERA
 from .optim import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
 
@@ -140,18 +141,7 @@ class DeepFusionConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"policy.{name}={value!r}: choose one of {', '.join(choices)}")
-        for name in (
-            "chunk_size",
-            "n_action_steps",
-            "max_state_dim",
-            "max_action_dim",
-            "num_inference_steps",
-            "num_flow_samples",
-            "tokenizer_max_length",
-            "image_token_pooling",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"policy.{name}={getattr(self, name)}: needs at least 1")
+        check_policy_sizes(self)
         if self.n_action_steps > self.chunk_size:
             raise ValueError(
                 f"policy.n_action_steps={self.n_action_steps} is more than policy.chunk_size={self.chunk_size}; "
@@ -179,16 +169,19 @@ class DeepFusionConfig(PreTrainedConfig):
             raise ValueError(f"policy.image_shift={self.image_shift}: choose a share in [0, 0.5)")
         if not 0 <= self.state_dropout < 1:
             raise ValueError(f"policy.state_dropout={self.state_dropout}: choose a share in [0, 1)")
-        for name in ("empty_cameras", "drop_n_last_frames"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"policy.{name}={getattr(self, name)}: needs 0 or more")
 
     def validate_features(self) -> None:
         """Add the declared empty cameras and check what the policy needs.
 
         Raises:
-            ValueError: without a camera, state or action feature, or with one wider than its padded size.
+            ValueError: without a camera, state or action feature, or with one that is no vector or wider than its
+                padded size.
         """
+        if self.input_features is None:
+            raise ValueError("policy.input_features is null, which only a data set can fill in")
+        for key, feature in {**self.input_features, **(self.output_features or {})}.items():
+            if not feature.shape or not all(isinstance(size, int) and size > 0 for size in feature.shape):
+                raise ValueError(f"{key} has the shape {feature.shape}; expected whole numbers above zero")
         for index in range(self.empty_cameras):
             key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{index}"
             self.input_features.setdefault(key, PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 64)))
@@ -203,6 +196,8 @@ class DeepFusionConfig(PreTrainedConfig):
         ):
             if feature is None:
                 raise ValueError(f"{key} is not among the features of the data set; this policy needs it")
+            if len(feature.shape) != 1:
+                raise ValueError(f"{key} has the shape {feature.shape}; expected a vector")
             if feature.shape[0] > getattr(self, name):
                 raise ValueError(
                     f"{key} has {feature.shape[0]} dimensions and policy.{name} is {getattr(self, name)}; "
@@ -255,6 +250,20 @@ class DeepFusionConfig(PreTrainedConfig):
         return None
 
 
+# What LeRobot and draccus raise for a file that is no config: no JSON, no text, another structure, a wrong type.
+UNREADABLE = (
+    DecodingError,
+    ParsingError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+)
+
+
 def read_checkpoint_config(source: str | Path, **hub: Any) -> DeepFusionConfig:
     """Config of a checkpoint.
 
@@ -268,7 +277,7 @@ def read_checkpoint_config(source: str | Path, **hub: Any) -> DeepFusionConfig:
     """
     try:
         saved = PreTrainedConfig.from_pretrained(source, **hub)
-    except (DecodingError, ParsingError, json.JSONDecodeError) as error:
+    except UNREADABLE as error:
         cause = f"{error} {error.__cause__ or ''}".strip()
         raise ValueError(
             f"config.json of {source} is not one that this version reads: {cause}. It must be as the policy "

@@ -26,9 +26,9 @@ from lerobot.configs import FeatureType, PolicyFeature
 
 from .configuration_deepfusion import TINY, DeepFusionConfig
 from .describe import report
+from .limits import LLAVA_MODEL_TYPES
 from .lockstep import DeepFusionModel, build_model
-from .perception import LLAVA_MODEL_TYPES
-from .vlm_source import read_vlm_config
+from .vlm_source import check_vlm_config, read_vlm_config
 
 # The shapes of published checkpoints, from their config.json.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -145,7 +145,11 @@ def build(config: DeepFusionConfig) -> DeepFusionModel:
     Raises:
         ValueError: if its VLM is not found or is no LLaVA that can be cut.
     """
-    vlm = read_json(config.vlm_path) if config.vlm_config is None else config.vlm_config["model"]
+    if config.vlm_config is None:
+        vlm = read_json(config.vlm_path)
+    else:
+        check_vlm_config(config.vlm_config)
+        vlm = config.vlm_config["model"]
     with torch.device("meta"):
         return build_model(config, vlm)
 

@@ -18,6 +18,8 @@ import copy
 from contextlib import nullcontext
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedConfig
 
@@ -99,6 +101,18 @@ class DeepFusionModel(nn.Module):
                 part.disable_input_require_grads()
 
 
+# What transformers and torch raise for a config whose fields have a wrong type, or contradict each other.
+CANNOT_BUILD = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+)
+
+
 def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False) -> DeepFusionModel:
     """The network that a policy's config describes, frozen where it says so.
 
@@ -108,18 +122,26 @@ def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False
         empty_perception: see `DeepFusionModel`.
 
     Raises:
-        ValueError: if `vlm` is no LLaVA that can be cut.
+        ValueError: if `vlm` is no LLaVA that can be built and cut, or one beyond all bounds.
     """
-    model = DeepFusionModel(
-        llava_config_from_dict(vlm),
-        config.fusion,
-        config.expert_width_multiplier,
-        config.time_conditioning,
-        config.max_state_dim,
-        config.max_action_dim,
-        config.image_token_pooling,
-        empty_perception,
-    )
+    try:
+        model = DeepFusionModel(
+            llava_config_from_dict(vlm),
+            config.fusion,
+            config.expert_width_multiplier,
+            config.time_conditioning,
+            config.max_state_dim,
+            config.max_action_dim,
+            config.image_token_pooling,
+            empty_perception,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except CANNOT_BUILD as error:
+        raise ValueError(
+            f"the config of the LLaVA (in a checkpoint: config.json, vlm_config.model) can't be built: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     for module in frozen_modules(config, model):
         module.requires_grad_(False)
     return model

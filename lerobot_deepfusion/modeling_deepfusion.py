@@ -23,6 +23,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor
 
 from .adapters import adapter_targets, check_adapter_targets
+from .checkpoint_files import check_checkpoint_files
 from .checks import check_action, check_chunk, check_dataset, check_observation
 from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
 from .describe import describe
@@ -35,7 +36,7 @@ from .observation import stack_cameras
 from .optim import parameter_groups
 from .perception import context_window
 from .prompt import expand_image_token
-from .vlm_source import check_vlm_config, load_vlm_weights, read_vlm_config
+from .vlm_source import check_vlm_config, check_vlm_weights, load_vlm_weights, read_vlm_config
 from .weights import empty_weights, load_weights, stored_tensors
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class DeepFusionPolicy(PreTrainedPolicy):
             config.vlm_config = read_vlm_config(config.vlm_path)
         check_vlm_config(config.vlm_config)
         pretrained = vlm_weights and config.vlm_path != TINY
+        if pretrained:
+            check_vlm_weights(config.vlm_path, config.vlm_config["model"])
         with nullcontext() if vlm_weights else empty_weights():
             self.model = build_model(config, config.vlm_config["model"], empty_perception=pretrained)
         self._check_context_window()
@@ -127,12 +130,12 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
         Raises:
             ValueError: if the checkpoint is of another policy type, its config is wrong, `config` describes
-                another architecture, or a file is damaged.
+                another architecture, or a file is damaged or names something outside the checkpoint.
             RuntimeError: if a weight is missing, left over or of another shape; the message names it.
         """
-        saved = read_checkpoint_config(
-            pretrained_name_or_path, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        )
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        saved = read_checkpoint_config(pretrained_name_or_path, **hub)
+        check_checkpoint_files(pretrained_name_or_path, **hub)
         if config is None:
             config = saved
         elif not isinstance(config, DeepFusionConfig):

@@ -17,10 +17,10 @@ from transformers.models.auto.modeling_auto import AutoModel
 
 from .expert import project_key_value
 from .fusion import Fusion, KeyValue, VlmStates, vlm_layers_needed
+from .limits import check_vlm_model, without_code
 from .masks import causal_mask, positions_from_valid
 from .tiny import TinyVisionConfig
 
-LLAVA_MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
 ATTENTION = "deepfusion"  # our attention function in transformers' registry
 
 
@@ -91,13 +91,11 @@ def llava_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
     """A LLaVA config from what `PreTrainedConfig.to_dict` gave.
 
     Raises:
-        ValueError: if it is not one of the LLaVA families.
+        ValueError: if it is not one of the LLaVA families, or a size is out of bounds.
     """
-    model_type = values.get("model_type")
-    if model_type not in LLAVA_MODEL_TYPES:
-        raise ValueError(f"VLM of model_type {model_type!r}: expected one of {', '.join(LLAVA_MODEL_TYPES)}")
-    values = {key: value for key, value in values.items() if key != "model_type"}
-    return AutoConfig.for_model(model_type, **values)
+    check_vlm_model(values)
+    values = without_code(values)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 class Perception(nn.Module):

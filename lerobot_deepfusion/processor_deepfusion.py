@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .checks import check_statistics, check_values
 from .configuration_deepfusion import DeepFusionConfig
+from .limits import POLICY_SIZES, check_size
 from .prompt import fill_prompt
 
 
@@ -68,6 +69,12 @@ class DeepFusionPromptProcessorStep(_SameFeatures):
     max_length: int
     tokenizer: Tokenizer | None = None
     _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Every prompt is padded to it.
+        check_size("max_length", self.max_length, POLICY_SIZES["tokenizer_max_length"])
+        if not isinstance(self.prompt, str) or not isinstance(self.image_token, str) or not self.image_token:
+            raise ValueError(f"prompt={self.prompt!r:.200} and image_token={self.image_token!r:.200}: expected texts")
 
     def __call__(self, transition: EnvTransition) -> EnvTransition:
         transition = transition.copy()
@@ -120,7 +127,13 @@ class DeepFusionPromptProcessorStep(_SameFeatures):
         return {"tokenizer_json": torch.tensor(list(self.tokenizer.to_str().encode()), dtype=torch.uint8)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.tokenizer = Tokenizer.from_str(bytes(state["tokenizer_json"].tolist()).decode())
+        try:
+            self.tokenizer = Tokenizer.from_str(bytes(state["tokenizer_json"].tolist()).decode())
+        except Exception as error:  # tokenizers raises no narrower one
+            raise ValueError(
+                f"the state of deepfusion_prompt_processor holds no tokenizer ({type(error).__name__}: {error}); "
+                "copy or download the checkpoint again"
+            ) from error
         self._known.clear()
 
 

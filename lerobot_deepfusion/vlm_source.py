@@ -7,6 +7,7 @@ What a policy must remember of it is a plain dict, `DeepFusionConfig.vlm_config`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,10 @@ from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from . import tiny
-from .perception import LLAVA_MODEL_TYPES, Perception
+from .limits import LLAVA_MODEL_TYPES, check_vlm_model, finite, least_parameters
+from .perception import Perception
 from .prompt import TASK
-from .weights import some, stored_tensors, weight_files
+from .weights import StoredTensor, some, stored_tensors, weight_files
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them, and image processors after it
 
@@ -53,13 +55,13 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
             "image_std": list(tiny.IMAGE_STD),
             "image_resample": "bilinear",
         }
-    config = AutoConfig.from_pretrained(vlm_path)
+    config = AutoConfig.from_pretrained(vlm_path, trust_remote_code=False)  # or it asks, and waits for an answer
     if config.model_type not in LLAVA_MODEL_TYPES:
         raise ValueError(
             f"policy.vlm_path={vlm_path!r} is a {config.model_type!r} model; "
             f"expected one of {', '.join(LLAVA_MODEL_TYPES)}"
         )
-    processor = AutoProcessor.from_pretrained(vlm_path)
+    processor = AutoProcessor.from_pretrained(vlm_path, trust_remote_code=False)
     images, tokenizer = processor.image_processor, processor.tokenizer
     if images.resample not in RESAMPLE:
         raise ValueError(
@@ -80,7 +82,7 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
 def check_vlm_config(vlm_config: dict[str, Any]) -> None:
     """
     Raises:
-        ValueError: if an entry that `read_vlm_config` gives is missing.
+        ValueError: if an entry that `read_vlm_config` gives is missing or can't be one.
     """
     entries = {"model", "prompt", "image_token", "image_mean", "image_std", "image_resample"}
     if missing := entries - vlm_config.keys():
@@ -88,6 +90,20 @@ def check_vlm_config(vlm_config: dict[str, Any]) -> None:
             f"policy.vlm_config lacks {some(missing)}; leave it empty to have it read from policy.vlm_path, or take "
             "the config.json of the checkpoint as it was saved"
         )
+    for name, wanted, good in (
+        ("prompt", "text", isinstance(vlm_config["prompt"], str)),
+        ("image_token", "text", isinstance(vlm_config["image_token"], str) and vlm_config["image_token"] != ""),
+        ("image_mean", "three finite numbers", finite(vlm_config["image_mean"], 3)),
+        ("image_std", "three finite numbers above zero", finite(vlm_config["image_std"], 3, 0)),
+        (
+            "image_resample",
+            f"one of {', '.join(RESAMPLE.values())}",
+            vlm_config["image_resample"] in [*RESAMPLE.values()],
+        ),
+    ):
+        if not good:
+            raise ValueError(f"policy.vlm_config.{name}={vlm_config[name]!r:.200}: expected {wanted}")
+    check_vlm_model(vlm_config["model"])
 
 
 def _read_prompt(vlm_path: str, processor: Any, image_token: str) -> str:
@@ -116,13 +132,40 @@ def read_tokenizer(vlm_path: str) -> Tokenizer:
     Raises:
         ValueError: if it has no fast version.
     """
-    tokenizer = tiny.byte_tokenizer() if vlm_path == "tiny" else AutoTokenizer.from_pretrained(vlm_path)
+    tokenizer = (
+        tiny.byte_tokenizer()
+        if vlm_path == "tiny"
+        else AutoTokenizer.from_pretrained(vlm_path, trust_remote_code=False)
+    )
     if not tokenizer.is_fast:
         raise ValueError(f"policy.vlm_path={vlm_path!r} has no fast tokenizer, which checkpoints need")
     own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     own.no_padding()
     own.no_truncation()
     return own
+
+
+def check_vlm_weights(vlm_path: str, model: dict[str, Any]) -> None:
+    """Before a network of its size is built: do the files hold as many numbers as the config describes?
+
+    Raises:
+        RuntimeError: if they hold fewer.
+        ValueError: if a file is damaged.
+        FileNotFoundError: if it has no safetensors files.
+    """
+    held, needed = sum(math.prod(t.dimensions) for t in _vlm_tensors(vlm_path).values()), least_parameters(model)
+    if held < needed:
+        raise RuntimeError(
+            f"policy.vlm_path={vlm_path!r} lacks weights that its config.json asks for: its files hold {held} "
+            f"numbers and the config describes {needed} and more"
+        )
+
+
+def _vlm_tensors(vlm_path: str) -> dict[str, StoredTensor]:
+    folder = Path(vlm_path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(vlm_path, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
+    return stored_tensors(weight_files(folder))
 
 
 def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) -> None:
@@ -140,16 +183,13 @@ def load_vlm_weights(perception: Perception, vlm_path: str, dtype: torch.dtype) 
         ValueError: if a file is damaged.
         FileNotFoundError: if it has no safetensors files.
     """
-    folder = Path(vlm_path)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(vlm_path, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
     model_class = cast(type[PreTrainedModel], MODEL_MAPPING[type(perception.config)])
     with _quiet_transformers():
         # transformers knows the older names of weights; what it does not find it gives random values.
         loaded: Any = model_class.from_pretrained(
             None,
             config=perception.config,
-            state_dict=stored_tensors(weight_files(folder)),
+            state_dict=_vlm_tensors(vlm_path),
             dtype=dtype,
             ignore_mismatched_sizes=True,  # or its error would point to the report that is not printed
             output_loading_info=True,

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
-def empty_weights() -> AbstractContextManager:
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty`, from which layers make their parameters, gives no memory."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        return function(*args, **(kwargs | {"device": "meta"} if function is torch.empty else kwargs))
+
+
+@contextmanager
+def empty_weights() -> Iterator[None]:
     """Within it modules are built without memory for their parameters; buffers are real."""
-    return init_empty_weights(include_buffers=False)
+    # accelerate alone lets each parameter be allocated and then moves it, which a hostile size would not survive.
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
+        yield
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,7 @@ class StoredTensor:
 
     path: Path
     key: str
+    dimensions: tuple[int, ...]
 
     def __getitem__(self, index: object) -> Tensor:
         with safe_open(self.path, framework="pt") as file:
@@ -44,7 +61,8 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                stored |= {key: StoredTensor(path, key) for key in file.keys()}  # noqa: SIM118  # not a dict
+                for key in file.keys():  # noqa: SIM118  # not a dict
+                    stored[key] = StoredTensor(path, key, tuple(file.get_slice(key).get_shape()))
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is not a complete safetensors file ({error}); copy or download it again"
@@ -57,13 +75,30 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: if there are none, or a shard is missing.
+        ValueError: if the index is damaged, or names a file elsewhere.
     """
     index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    names = _shards(index) if index.exists() else {"model.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise FileNotFoundError(f"{folder} has no {', '.join(missing)}; weights are read from safetensors files only")
     return [folder / name for name in sorted(names)]
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        shards = list(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged: expected a 'weight_map' of weights to files ({error!r})") from error
+    for name in shards:
+        if not is_file_name(name):
+            raise ValueError(f"{index} names {name!r:.200}, which is no file name inside its directory")
+    return set(shards)
+
+
+def is_file_name(name: object) -> bool:
+    """Whether it names a file of the directory that it is joined to, on any system."""
+    return isinstance(name, str) and bool(name.strip(". ")) and not any(char in name for char in "/\\:\0")
 
 
 def load_weights(module: nn.Module, stored: dict[str, StoredTensor], source: object) -> None:
@@ -81,14 +116,14 @@ def load_weights(module: nn.Module, stored: dict[str, StoredTensor], source: obj
     """
     wanted = module.state_dict()
     problems = {"missing": wanted.keys() - stored.keys(), "left over": stored.keys() - wanted.keys()}
-    read = {key: stored[key][...] for key in wanted.keys() & stored.keys()}
-    problems["of another shape"] = {key for key, value in read.items() if value.shape != wanted[key].shape}
+    both = wanted.keys() & stored.keys()
+    problems["of another shape"] = {key for key in both if stored[key].dimensions != wanted[key].shape}
     if any(problems.values()):
         raise RuntimeError(
             f"{source} does not fit this policy. "
             + "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
         )
-    module.load_state_dict(read, assign=True)
+    module.load_state_dict({key: stored[key][...] for key in wanted}, assign=True)
 
 
 def some(keys: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -139,3 +140,15 @@ def make(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=("kv", "hidden", "late"))
 def fusion(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as it should be; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    from test_policy import make
+
+    policy, _, pipelines = make()
+    for part in (policy, *pipelines.values()):
+        part.save_pretrained(folder)
+    return folder

@@ -19,8 +19,8 @@ from test_policy import STATS, make_batch, make_config
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from lerobot_deepfusion.images import letterbox
+from lerobot_deepfusion.limits import LLAVA_MODEL_TYPES
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
-from lerobot_deepfusion.perception import LLAVA_MODEL_TYPES
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.vlm_source import read_vlm_config
 
