@@ -19,10 +19,17 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import (
+    ACTION,
+    OBS_LANGUAGE_ATTENTION_MASK,
+    OBS_LANGUAGE_TOKENS,
+    OBS_STATE,
+    PRETRAINED_MODEL_DIR,
+)
 from torch import Tensor
 
 from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
+from .dataset_files import check_videos
 from .describe import describe
 from .flow import euler_times, flow_error, interpolate
 from .fusion import VlmStates
@@ -33,6 +40,7 @@ from .memory import LORA_TARGETS
 from .observation import stack_cameras
 from .perception import context_window
 from .prompt import expand_image_token
+from .saving import warn_of_little_room, whole_save
 from .vlm_source import check_vlm_config, load_vlm_weights, read_vlm_config
 from .weights import empty_weights, load_weights, stored_tensors
 
@@ -48,7 +56,11 @@ class DeepFusionPolicy(PreTrainedPolicy):
         config: its `vlm_config` is filled if it is empty.
         vlm_weights: whether to load the VLM's pretrained weights; `from_pretrained` does not, since the
             checkpoint carries them.
-        kwargs: what LeRobot's factory passes besides (`dataset_stats`, `dataset_meta`); not needed here.
+        kwargs: what LeRobot's factory passes besides: `dataset_meta`, whose video files are checked, and
+            `dataset_stats`, which is not needed here.
+
+    Raises:
+        ValueError: if the config is wrong, or a video of the data set is cut short.
     """
 
     config_class = DeepFusionConfig
@@ -65,6 +77,8 @@ class DeepFusionPolicy(PreTrainedPolicy):
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
         super().__init__(config)
         config.validate_features()
+        if kwargs.get("dataset_meta") is not None:
+            check_videos(kwargs["dataset_meta"].root)
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
         check_vlm_config(config.vlm_config)
@@ -155,6 +169,20 @@ class DeepFusionPolicy(PreTrainedPolicy):
         frozen = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
         for parameter in self.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+
+    # --- saving -------------------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """LeRobot's, whole or not at all.
+
+        Raises:
+            OSError: on a full disk; the message has the folder, the bytes needed and the bytes free.
+        """
+        weights = (self.state_dict() if state_dict is None else state_dict).values()
+        with whole_save(save_directory, sum(value.numel() * value.element_size() for value in weights)) as partial:
+            super()._save_pretrained(partial, state_dict=state_dict)
+        if save_directory.name == PRETRAINED_MODEL_DIR:  # lerobot-train's checkpoint: AdamW's two moments follow
+            warn_of_little_room(save_directory, sum(8 * parameter.numel() for parameter in self.get_optim_params()))
 
     def push_model_to_hub(
         self, cfg: TrainPipelineConfig, *args: Any, dataset_meta: Any = None, **kwargs: Any

@@ -83,7 +83,14 @@ def test_only_the_faces_import_lerobot() -> None:
         )
     }
     faces = {f"{part}_deepfusion.py" for part in ("configuration", "modeling", "processor")}
-    faces |= {"describe.py", "hub.py", "info.py", "demos.py", "policy_server.py"}  # which the network does not need
+    faces |= {
+        "describe.py",
+        "hub.py",
+        "info.py",
+        "demos.py",
+        "policy_server.py",
+        "recover.py",
+    }  # which the network does not need
     assert {path for path in with_lerobot if not path.startswith("sim/")} == faces
 
 
