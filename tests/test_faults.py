@@ -124,14 +124,14 @@ def test_killed_inside_a_checkpoint(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_random(trainer: Trainer, undisturbed: tuple, tmp_path: Path, capsys, seed: int) -> None:
-    """A run killed at any moment resumes, with the losses of an undisturbed run to the bit; at most 2 steps are lost."""
+    """A run killed at any moment resumes, with the losses of an undisturbed run to the bit."""
     moment = random.Random(seed)
     after = moment.randint(2, 5)
     kill = (after, moment.uniform(0, 0.05))
     trainer.run(*trainer.fresh, f"--output_dir={tmp_path}/out", code=-9, kill=kill)
     done = len(trainer.steps)
     if not list(tmp_path.glob("out/checkpoints/*2/training_state/scheduler_state.json")):
-        with pytest.raises(SystemExit, match="no checkpoint of .* is complete; the run has to start again"):
+        with pytest.raises(SystemExit, match=r"no checkpoint of .* is complete; the run has to start again"):
             recover.main([str(tmp_path / "out")])
         return
     step, _, resume = recovered(tmp_path / "out", capsys)
@@ -181,7 +181,6 @@ def test_disk_full_while_training(trainer: Trainer, undisturbed: tuple, tmp_path
     shutil.copytree(undisturbed[0], out, symlinks=True)
     for step in ("000006", "000008"):
         shutil.rmtree(out / "checkpoints" / step)
-    recover.main([str(out)])
     step, _, resume = recovered(out, capsys)
     log = trainer.run(*resume, code=1, largest_file=5_000_000 if larger == "model" else 15_000_000)
     if larger == "model":
@@ -210,7 +209,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_disk_full_while_saving(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A second policy that does not fit leaves the first one loadable and the disk as it was; so does one saved over it."""
+    """A policy that does not fit leaves the one before loadable, also where it was to be saved over it."""
     policy = DeepFusionPolicy(make_config())
     first = small_disk / "000002/pretrained_model"
     policy.save_pretrained(first)
@@ -283,7 +282,7 @@ def test_recover_without_checkpoints_or_link(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="has no checkpoint; give the --output_dir of a run"):
         recover.main([str(tmp_path)])
     (tmp_path / "checkpoints/000002").mkdir(parents=True)
-    with pytest.raises(SystemExit, match="no checkpoint of .* is complete"):
+    with pytest.raises(SystemExit, match=r"no checkpoint of .* is complete"):
         recover.main([str(tmp_path)])
     (tmp_path / "checkpoints/last").mkdir()
     with pytest.raises(FileExistsError, match="is a folder and not a link"):
@@ -360,7 +359,7 @@ def test_soak() -> None:
     torch.manual_seed(0)
     policy = DeepFusionPolicy(make_config())
     pre = make_deepfusion_pre_post_processors(policy.config, STATS)[0]
-    rng, warm = random.Random(0), 0
+    warm = 0
     for episode in range(800):
         size = (1, 2, 3)[episode % 3]
         batch = pre(make_batch(policy.config, size, training=False))
