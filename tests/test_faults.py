@@ -357,14 +357,15 @@ def test_soak() -> None:
     observation is over 60,000. Measured: 0.0 to 0.3 MB.
     """
     torch.manual_seed(0)
-    policy = DeepFusionPolicy(make_config())
-    pre = make_deepfusion_pre_post_processors(policy.config, STATS)[0]
-    warm = 0
+    config = make_config()
+    config.n_action_steps, config.num_inference_steps, warm = config.chunk_size, 1, 0
+    policy = DeepFusionPolicy(config)
+    pre = make_deepfusion_pre_post_processors(config, STATS)[0]
     for episode in range(800):
         size = (1, 2, 3)[episode % 3]
-        batch = pre(make_batch(policy.config, size, training=False))
+        batch = pre(make_batch(config, size, training=False))
         batch["observation.state"] = torch.randn(size, 4)
-        noise = torch.randn(size, policy.config.chunk_size, 3)
+        noise = torch.randn(size, config.chunk_size, 3)
         policy.reset()
         first = policy.select_action(batch, noise=noise)
         if episode % 40 == 0:
