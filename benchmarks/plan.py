@@ -4,7 +4,7 @@
 
 The network is built and run on the meta device, so that every matrix product is counted and none computed. A time is
 the larger of operations over the card's dense bfloat16 peak and bytes over its bandwidth, for the VLM's pass and for
-the denoise steps apart: no kernel is faster, and launches, norms and joins come on top. Frozen weights are bfloat16 and
+the denoise steps apart: no kernel is faster, and launches, norms and joins come on top. Frozen weights are bfloat16,
 trained ones float32; acting is with the VLM frozen (`--policy.train_expert_only=true`).
 """
 
@@ -77,7 +77,7 @@ def count(model: DeepFusionModel) -> Cost:
 
 def main() -> None:
     print(
-        f"{CAMERAS} cameras, {TEXT} words, chunks of {CHUNK}, {STEPS} steps, kv, bfloat16; training in batches of {BATCH}"
+        f"{CAMERAS} cameras, {TEXT} words, chunks of {CHUNK}, {STEPS} steps, kv, bfloat16; training in batches: {BATCH}"
     )
     for name, width in RUNS:
         options = {"expert_width_multiplier": width, "dtype": "bfloat16", "train_expert_only": True}

@@ -7,6 +7,7 @@ wait for it. Shapes are looked at in the policy, which knows what it was built f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 from torch import Tensor
 
 from .configuration_deepfusion import DeepFusionConfig
+from .dataset_files import check_videos
 from .observation import EMPTY_CAMERA
 
 STATISTICS = {
@@ -37,9 +39,10 @@ def check_dataset(config: DeepFusionConfig, meta: Any) -> None:
         meta: `LeRobotDatasetMetadata`.
 
     Raises:
-        ValueError: if a statistic is missing or wrong, or no episode is as long as a chunk.
+        ValueError: if a statistic is missing or wrong, no episode is as long as a chunk, or a video is cut short.
     """
     check_statistics(config, meta.stats)
+    check_videos(Path(meta.root))
     longest = max(meta.episodes["length"])
     if config.chunk_size > longest:
         raise ValueError(

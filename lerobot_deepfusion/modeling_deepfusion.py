@@ -19,7 +19,13 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import (
+    ACTION,
+    OBS_LANGUAGE_ATTENTION_MASK,
+    OBS_LANGUAGE_TOKENS,
+    OBS_STATE,
+    PRETRAINED_MODEL_DIR,
+)
 from torch import Tensor
 
 from .adapters import adapter_targets, check_adapter_targets
@@ -36,6 +42,7 @@ from .observation import stack_cameras
 from .optim import parameter_groups
 from .perception import context_window
 from .prompt import expand_image_token
+from .saving import warn_of_little_room, whole_save
 from .vlm_source import check_vlm_config, check_vlm_weights, load_vlm_weights, read_vlm_config
 from .weights import empty_weights, load_weights, stored_tensors
 
@@ -52,6 +59,9 @@ class DeepFusionPolicy(PreTrainedPolicy):
         vlm_weights: whether to load the VLM's pretrained weights; `from_pretrained` does not, since the
             checkpoint carries them.
         kwargs: what LeRobot's factory passes besides: `dataset_meta` of the data set to train on is checked.
+
+    Raises:
+        ValueError: if the config is wrong, or the data set can't be learned from; see `check_dataset`.
     """
 
     config_class = DeepFusionConfig
@@ -165,6 +175,20 @@ class DeepFusionPolicy(PreTrainedPolicy):
             dtype = torch.float32 if parameter.requires_grad else frozen
             if parameter.dtype != dtype:
                 parameter.data = parameter.data.to(dtype)
+
+    # --- saving -------------------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """LeRobot's, whole or not at all.
+
+        Raises:
+            OSError: on a full disk; the message has the folder, the bytes needed and the bytes free.
+        """
+        weights = (self.state_dict() if state_dict is None else state_dict).values()
+        with whole_save(save_directory, sum(value.numel() * value.element_size() for value in weights)) as partial:
+            super()._save_pretrained(partial, state_dict=state_dict)
+        if save_directory.name == PRETRAINED_MODEL_DIR:  # lerobot-train's checkpoint: AdamW's two moments follow
+            warn_of_little_room(save_directory, sum(8 * p.numel() for p in self.parameters() if p.requires_grad))
 
     def push_model_to_hub(
         self, cfg: TrainPipelineConfig, *args: Any, dataset_meta: Any = None, **kwargs: Any

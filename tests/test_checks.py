@@ -18,7 +18,9 @@ IMAGE, STATE, ACTION = "observation.image", "observation.state", "action"
 
 def meta(length: int = 40, **stats: dict) -> SimpleNamespace:
     """What the checks read of `LeRobotDatasetMetadata`."""
-    return SimpleNamespace(repo_id="local/x", episodes={"length": [3, length]}, stats={**STATS, **stats})
+    return SimpleNamespace(
+        repo_id="local/x", root="nowhere", episodes={"length": [3, length]}, stats={**STATS, **stats}
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_only_the_faces_import_lerobot() -> None:
         )
     }
     faces = {f"{part}_deepfusion.py" for part in ("configuration", "modeling", "processor")}
-    outside = "adapters checkpoint_files checks demos describe hub info optim policy_server"  # which the network does not need
+    # Which the network does not need.
+    outside = "adapters checkpoint_files checks demos describe hub info optim policy_server recover"
     faces |= {f"{name}.py" for name in outside.split()}
     assert {path for path in with_lerobot if not path.startswith("sim/")} == faces
 
