@@ -33,6 +33,7 @@ from .memory import LORA_TARGETS
 from .observation import stack_cameras
 from .perception import context_window
 from .prompt import expand_image_token
+from .sharding import keep_types, unit_classes
 from .vlm_source import check_vlm_config, load_vlm_weights, read_vlm_config
 from .weights import empty_weights, load_weights, stored_tensors
 
@@ -53,14 +54,6 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
     config_class = DeepFusionConfig
     name = "deepfusion"
-    _no_split_modules = [
-        "DeepFusionLlamaDecoderLayer",
-        "TimeModulation",
-        "LlamaDecoderLayer",
-        "Qwen2DecoderLayer",
-        "MistralDecoderLayer",
-    ]
-    _fsdp_wrap_modules = _no_split_modules
 
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
         super().__init__(config)
@@ -71,6 +64,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
         pretrained = vlm_weights and config.vlm_path != TINY
         with nullcontext() if vlm_weights else empty_weights():
             self.model = build_model(config, config.vlm_config["model"], empty_perception=pretrained)
+        self._no_split_modules = unit_classes(self.model, frozen_modules(config, self.model))
         self._check_context_window()
         if pretrained:
             half = config.dtype == "bfloat16" and config.train_expert_only
@@ -152,6 +146,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
     def _set_precision(self) -> None:
         """Trained weights are float32; frozen ones follow `config.dtype`, since no update can get lost."""
+        keep_types()
         frozen = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
         for parameter in self.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
