@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cpu_fsdp
 import torch
@@ -23,12 +27,13 @@ from test_policy import STATS, make_batch, make_config
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from lerobot_deepfusion import modeling_deepfusion
+from lerobot_deepfusion import DeepFusionConfig, modeling_deepfusion
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 
 CASES: dict[str, dict[str, Any]] = {
     "kv": {"fusion": "kv"},
     "hidden": {"fusion": "hidden", "expert_width_multiplier": 0.5},
+    "late": {"fusion": "late"},
     "kv, checkpointed, 3 flow samples": {"gradient_checkpointing": True, "num_flow_samples": 3},
     "hidden, checkpointed, 2 flow samples": {
         "fusion": "hidden",
@@ -36,15 +41,38 @@ CASES: dict[str, dict[str, Any]] = {
         "num_flow_samples": 2,
         "time_conditioning": "token",
     },
-    "late": {"fusion": "late"},
     "frozen tower": {"freeze_vision_encoder": True},
     "frozen VLM": {"train_expert_only": True},
+    "SigLIP and Qwen2": {"vlm_path": "siglip_qwen2"},
     "bfloat16": {"dtype": "bfloat16"},
-    "bfloat16, frozen tower": {"dtype": "bfloat16", "freeze_vision_encoder": True, "gradient_checkpointing": True},
-    "bfloat16, frozen VLM": {"dtype": "bfloat16", "train_expert_only": True},
+    # As the shipped configs of the two published LLaVAs, which these are small ones of.
+    "LLaVA-OneVision": {
+        "vlm_path": "onevision",
+        "expert_init": "vlm",
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "freeze_vision_encoder": True,
+        "num_flow_samples": 4,
+    },
+    "LLaVA-1.5": {
+        "vlm_path": "clip_llama",
+        "expert_width_multiplier": 0.25,
+        "train_expert_only": True,
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "num_flow_samples": 8,
+    },
 }
+LLAVAS = tuple(changes["vlm_path"] for changes in CASES.values() if "vlm_path" in changes)
 STRATEGIES = ("ddp", "fsdp")
 STEPS, BATCH = 3, 4
+
+
+def config_of(changes: dict[str, Any]) -> DeepFusionConfig:
+    """Small, with room for the prompts; the LLaVAs are folders in the current one."""
+    config = make_config(optimizer_lr=1e-3, **{key: value for key, value in changes.items() if key != "vlm_path"})
+    config.vlm_path, config.tokenizer_max_length = changes.get("vlm_path", "tiny"), 96
+    return config
 
 
 def accelerator(dtype: str) -> Accelerator:
@@ -60,90 +88,100 @@ def accelerator(dtype: str) -> Accelerator:
     )
 
 
-def share_draws(accelerate: Accelerator) -> None:
+@contextmanager
+def shared_draws(accelerate: Accelerator) -> Iterator[None]:
     """Noise and times are drawn for the batch of all processes, of which each takes its rows."""
-    for name in ("sample_noise", "sample_time_beta"):
-        drawn = getattr(modeling_deepfusion, name)
-        original = getattr(drawn, "original", drawn)
 
-        def rows(size: Any, *args: Any, original: Any = original, **kwargs: Any) -> Tensor:
+    def rows(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def drawn(size: Any, *args: Any, **kwargs: Any) -> Tensor:
             count = accelerate.num_processes
             whole = size * count if isinstance(size, int) else (size[0] * count, *size[1:])
-            return original(whole, *args, **kwargs).chunk(count)[accelerate.process_index]
+            return draw(whole, *args, **kwargs).chunk(count)[accelerate.process_index]
 
-        rows.original = original  # type: ignore[attr-defined]
-        setattr(modeling_deepfusion, name, rows)
+        return drawn
+
+    names = ("sample_noise", "sample_time_beta")
+    with mock.patch.multiple(
+        modeling_deepfusion, **{name: rows(getattr(modeling_deepfusion, name)) for name in names}
+    ):
+        yield
 
 
-def padded_batch() -> dict[str, Any]:
+def padded_batch(config: DeepFusionConfig) -> dict[str, Any]:
     """Four samples; those of the first half lack 4 and 2 of their 6 actions, those of the second none."""
-    config = make_config()
     batch = make_batch(config, BATCH)
     batch["action_is_pad"][0, 2:] = True
     batch["action_is_pad"][1, 4:] = True
     return make_deepfusion_pre_post_processors(config, STATS)[0](batch)
 
 
-def build(changes: dict[str, Any]) -> modeling_deepfusion.DeepFusionPolicy:
+def build(config: DeepFusionConfig) -> modeling_deepfusion.DeepFusionPolicy:
     """The same policy in every process, with weights large enough to show errors."""
     torch.manual_seed(0)
-    policy = modeling_deepfusion.DeepFusionPolicy(make_config(optimizer_lr=1e-3, **changes))
+    policy = modeling_deepfusion.DeepFusionPolicy(config)
     enlarge(policy.model.expert, 2.0)
     return policy
 
 
-def train(changes: dict[str, Any]) -> dict[str, Any]:
-    """A few of LeRobot's training steps: losses and gradient norms of this process, and the weights at the end."""
-    accelerate = accelerator(changes.get("dtype", "float32"))
-    share_draws(accelerate)
-    policy = build(changes)
-    total = sum(parameter.numel() for parameter in policy.parameters())
+def train(changes: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """A few of LeRobot's training steps, as this process sees them.
+
+    Args:
+        changes: of the policy's config.
+        folder: for a checkpoint.
+
+    Returns:
+        `history`, the loss and gradient norm of each step, the `weights` before and after, and `_shards`.
+    """
+    accelerate, config = accelerator(changes.get("dtype", "float32")), config_of(changes)
+    policy = build(config)
+    before = {key: value.clone() for key, value in policy.state_dict().items()}
     batch = {
         key: value.chunk(accelerate.num_processes)[accelerate.process_index] if isinstance(value, Tensor) else value
-        for key, value in padded_batch().items()
+        for key, value in padded_batch(config).items()
     }
-    preset = policy.config.get_optimizer_preset()
+    preset = config.get_optimizer_preset()
     policy, optimizer = accelerate.prepare(policy, preset.build(policy.get_optim_params()))
     history = []
-    for step in range(STEPS):
-        torch.manual_seed(step)
-        meters = {name: AverageMeter(name) for name in ("loss", "grad_norm", "lr", "update_s")}
-        tracker = MetricsTracker(BATCH, BATCH, 1, meters, accelerator=accelerate)
-        update_policy(tracker, policy, batch, optimizer, preset.grad_clip_norm, accelerate)
-        history.append([tracker.loss.val, tracker.grad_norm.val])
-    result = {"history": torch.tensor(history, dtype=torch.float64), **_shards(policy, total)}
+    with shared_draws(accelerate):
+        for step in range(STEPS):
+            torch.manual_seed(step)
+            meters = {name: AverageMeter(name) for name in ("loss", "grad_norm", "lr", "update_s")}
+            tracker = MetricsTracker(BATCH, BATCH, 1, meters, accelerator=accelerate)
+            update_policy(tracker, policy, batch, optimizer, preset.grad_clip_norm, accelerate)
+            history.append([tracker.loss.val, tracker.grad_norm.val])
+    plain = accelerate.unwrap_model(policy)
     if accelerate.distributed_type == DistributedType.FSDP:
-        weights, _ = gather_fsdp_state_dicts(policy, optimizer)
+        after, _ = gather_fsdp_state_dicts(policy, optimizer)
     else:
-        weights = policy.state_dict()
-    result["weights"] = {key.removeprefix("module."): value.clone() for key, value in weights.items()}
-    result["policy"] = accelerate.unwrap_model(policy)
-    return result
+        after = plain.state_dict()
+    if folder is not None and accelerate.is_main_process:
+        plain.save_pretrained(folder, state_dict=after)
+    return {"history": torch.tensor(history), "before": before, "after": after, **_shards(policy, before)}
 
 
-def _shards(policy: torch.nn.Module, total: int) -> dict[str, Any]:
-    """This process's share of the parameters, and how many units of which class are sharded."""
+def _shards(policy: torch.nn.Module, whole: dict[str, Tensor]) -> dict[str, Any]:
+    """This process's share of the parameters, and the classes of the units that FSDP shards."""
     units = [unit for unit in FullyShardedDataParallel.fsdp_modules(policy) if unit._has_params]
+    held = sum(parameter.numel() for parameter in policy.parameters())
     return {
-        "share": sum(parameter.numel() for parameter in policy.parameters()) / total,
-        "units": [type(unit.module).__name__ for unit in units],
-        "loose": 0.0 if not units else units[0]._handle.flat_param._unpadded_unsharded_size.numel() / total,
+        "share": held / sum(value.numel() for value in whole.values()),
+        "units": Counter(type(unit.module).__name__ for unit in units),
     }
 
 
 def main(folder: Path) -> None:
-    """Train every case in both ways; what each process finds goes to `folder`, with one FSDP checkpoint."""
+    """Train every case in both ways; what each process finds goes to `folder`, with the FSDP checkpoints."""
     cpu_fsdp.allow()
     torch.set_num_threads(1)
+    os.chdir(folder)
     rank, results = int(os.environ["RANK"]), {}
     for strategy in STRATEGIES:
         os.environ["ACCELERATE_USE_FSDP"] = str(strategy == "fsdp").lower()
         for name, changes in CASES.items():
-            print(rank, strategy, name, flush=True)
-            result = train(changes)
-            policy = result.pop("policy")
-            if rank == 0 and strategy == "fsdp":
-                policy.save_pretrained(folder / name, state_dict=result["weights"])
+            result = train(changes, folder / name if strategy == "fsdp" else None)
+            if rank:
+                del result["before"], result["after"]
             results[strategy, name] = result
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
