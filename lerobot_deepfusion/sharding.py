@@ -29,8 +29,8 @@ def unit_classes(model: nn.Module, frozen: Iterable[nn.Module]) -> list[str]:
 def keep_types() -> None:
     """Have accelerate's FSDP cast nothing: weights, buffers and inputs stay as the policy made them.
 
-    For bfloat16 it would cast them all, and gradients: rotary frequencies and actions would lose all but three digits.
-    The policy's own autocast casts what can be, as it does without FSDP.
+    For bfloat16 it would cast them all, and gradients: rotary frequencies and actions would keep three digits, and
+    images would be of a type that can't be resized. The policy's own autocast casts what can be, as without FSDP.
     """
     plugin = AcceleratorState._shared_state.get("fsdp_plugin")
     if plugin is not None and plugin.fsdp_version == 1:

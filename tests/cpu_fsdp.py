@@ -5,7 +5,8 @@ Only what a CPU needs differs from a run on GPUs:
 - accelerate reads its FSDP settings for several CPU processes too;
 - its device is `cpu` without an index, since FSDP compares it with that of the weights;
 - no weights are sent from the first process, which FSDP refuses; LeRobot's seed gives all the same;
-- a gathered unit is not moved to the CPU when a checkpoint is gathered: torch frees what it has moved from.
+- a gathered unit is not moved to the CPU when a checkpoint is gathered: torch frees what it has moved from;
+- gathered optimizer state is copied, as a move from a GPU would: safetensors refuses views of one buffer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp._flat_param import FlatParamHandle
+from torch.utils._pytree import tree_map_only
 
 
 def allow() -> None:
@@ -24,6 +28,10 @@ def allow() -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     os.environ["FSDP_SYNC_MODULE_STATES"] = "false"
     FlatParamHandle.to_cpu = lambda self: nullcontext()
+    gather = FullyShardedDataParallel.optim_state_dict
+    FullyShardedDataParallel.optim_state_dict = staticmethod(
+        lambda *args, **kwargs: tree_map_only(Tensor, Tensor.clone, gather(*args, **kwargs))
+    )
     original = AcceleratorState.__init__
 
     def init(

@@ -1,6 +1,6 @@
 """Training of small policies in one process or several; as a script, one of several that train all the cases.
 
-    accelerate launch --config_file=configs/accelerate/fsdp.yaml --num_processes=2 tests/processes.py <folder>
+accelerate launch --config_file=configs/accelerate/fsdp.yaml --num_processes=2 tests/processes.py <folder>
 """
 
 from __future__ import annotations
