@@ -166,7 +166,7 @@ def test_command_resumes(strategy: str, tmp_path: Path) -> None:
     assert "Effective batch size: 4 x 2 = 8" in log
     middle, last = (out / f"checkpoints/00000{step}" for step in (2, 4))
     saved = [load_file(step / "pretrained_model/model.safetensors") for step in (middle, last)]
-    assert distance(*saved) > 0.1
+    assert distance(*saved) > 0.01  # the rate is still warming up
     shutil.rmtree(last)
     launch(*how, f"--config_path={middle}/pretrained_model/train_config.json", "--resume=true")
     assert distance(saved[1], load_file(last / "pretrained_model/model.safetensors")) == 0
