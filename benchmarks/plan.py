@@ -77,7 +77,7 @@ def count(model: DeepFusionModel) -> Cost:
 
 def main() -> None:
     print(
-        f"{CAMERAS} cameras, {TEXT} words, chunks of {CHUNK}, {STEPS} steps, kv, bfloat16; training in batches: {BATCH}"
+        f"{CAMERAS} cameras, {TEXT} words, chunks of {CHUNK}, {STEPS} steps, kv, bfloat16; batch {BATCH} in training"
     )
     for name, width in RUNS:
         options = {"expert_width_multiplier": width, "dtype": "bfloat16", "train_expert_only": True}

@@ -43,6 +43,7 @@ from .optim import parameter_groups
 from .perception import context_window
 from .prompt import expand_image_token
 from .saving import warn_of_little_room, whole_save
+from .sharding import keep_types, unit_classes
 from .vlm_source import check_vlm_config, check_vlm_weights, load_vlm_weights, read_vlm_config
 from .weights import empty_weights, load_weights, stored_tensors
 
@@ -66,14 +67,6 @@ class DeepFusionPolicy(PreTrainedPolicy):
 
     config_class = DeepFusionConfig
     name = "deepfusion"
-    _no_split_modules = [
-        "DeepFusionLlamaDecoderLayer",
-        "TimeModulation",
-        "LlamaDecoderLayer",
-        "Qwen2DecoderLayer",
-        "MistralDecoderLayer",
-    ]
-    _fsdp_wrap_modules = _no_split_modules
 
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
         super().__init__(config)
@@ -88,6 +81,8 @@ class DeepFusionPolicy(PreTrainedPolicy):
             check_vlm_weights(config.vlm_path, config.vlm_config["model"])
         with nullcontext() if vlm_weights else empty_weights():
             self.model = build_model(config, config.vlm_config["model"], empty_perception=pretrained)
+        keep_types()
+        self._no_split_modules = unit_classes(self.model, frozen_modules(config, self.model))
         self._check_context_window()
         if pretrained:
             half = config.dtype == "bfloat16" and config.train_expert_only

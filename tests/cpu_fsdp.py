@@ -1,0 +1,55 @@
+"""accelerate's FSDP on a CPU: torch can, accelerate takes it for GPUs alone. As a script it is `lerobot-train`.
+
+Only what a CPU needs differs from a run on GPUs:
+
+- accelerate reads its FSDP settings for several CPU processes too;
+- its device is `cpu` without an index, since FSDP compares it with that of the weights;
+- no weights are sent from the first process, which FSDP refuses; LeRobot's seed gives all the same;
+- a gathered unit is not moved to the CPU when a checkpoint is gathered: torch frees what it has moved from;
+- gathered optimizer state is copied, as a move from a GPU would: safetensors refuses views of one buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp._flat_param import FlatParamHandle
+from torch.utils._pytree import tree_map_only
+
+
+def allow() -> None:
+    """Make accelerate use FSDP for CPU processes when `accelerate launch` asks for it."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    os.environ["FSDP_SYNC_MODULE_STATES"] = "false"
+    FlatParamHandle.to_cpu = lambda self: nullcontext()
+    gather = FullyShardedDataParallel.optim_state_dict
+    FullyShardedDataParallel.optim_state_dict = staticmethod(
+        lambda *args, **kwargs: tree_map_only(Tensor, Tensor.clone, gather(*args, **kwargs))
+    )
+    original = AcceleratorState.__init__
+
+    def init(
+        self: AcceleratorState, *args: Any, fsdp_plugin: FullyShardedDataParallelPlugin | None = None, **kwargs: Any
+    ) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            # As it does for `MULTI_GPU`.
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = init
+
+
+if __name__ == "__main__":
+    allow()
+    from lerobot.scripts.lerobot_train import main
+
+    main()

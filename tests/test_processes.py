@@ -1,0 +1,173 @@
+"""Several processes train what one does: DDP and FSDP, on CPUs, by LeRobot's own step and by its command."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from checkpoints import write_llava
+from conftest import llava_config
+from processes import CASES, LLAVAS, STRATEGIES, build, config_of, padded_batch, train
+from safetensors.torch import load_file
+from test_plugin import SHORT, TINY_YAML, write_noise
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lerobot_deepfusion import DeepFusionConfig
+from lerobot_deepfusion.expert import TimeModulation
+from lerobot_deepfusion.lockstep import build_model, frozen_modules
+from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+from lerobot_deepfusion.sharding import unit_classes
+
+HERE = Path(__file__).parent
+FSDP_YAML = HERE.parent / "configs/accelerate/fsdp.yaml"
+
+# By dtype float32 and bfloat16: relative error of losses and gradient norms, and of the way the weights went.
+# Sums in another order are all that differs. Measured: 6e-5 and 1e-2; 1.6e-3 and 2.5e-2, since AdamW makes as much of
+# the smallest gradient as of the largest, also where it is rounding alone.
+HISTORY = {"float32": 3e-4, "bfloat16": 3e-2}
+WEIGHTS = {"float32": 5e-3, "bfloat16": 0.1}
+
+
+def launch(*arguments: object) -> str:
+    """`accelerate launch` two processes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=290
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have trained every case, by DDP and then by FSDP as the shipped file has it."""
+    folder = tmp_path_factory.mktemp("processes")
+    for make in LLAVAS:
+        write_llava(folder / make, make)
+    launch(f"--config_file={FSDP_YAML}", HERE / "processes.py", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[tuple[str, str], dict[str, Any]]]:
+    """What each of the two found."""
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@functools.cache
+def alone(name: str) -> dict[str, Any]:
+    """What one process finds, which has the whole batch."""
+    return train(CASES[name])
+
+
+def types(weights: dict[str, Tensor]) -> dict[str, torch.dtype]:
+    return {key: value.dtype for key, value in weights.items()}
+
+
+def distance(x: dict[str, Tensor], y: dict[str, Tensor]) -> float:
+    """Of all weights as one vector."""
+    return sum(float((x[key].double() - y[key].double()).square().sum()) for key in x) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one(
+    name: str, strategy: str, folder: Path, ranks: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has half of the batch, with unequal padding: mean loss, gradient norm and weights are those of one."""
+    monkeypatch.chdir(folder)
+    one, (first, second) = alone(name), (rank[strategy, name] for rank in ranks)
+    dtype = CASES[name].get("dtype", "float32")
+    assert (first["history"] - second["history"])[:, 0].abs().min() > 0.05  # the halves do differ
+    mean = (first["history"] + second["history"]) / 2
+    assert mean[0, 0].item() == pytest.approx(one["history"][0, 0].item(), rel=1e-5)  # before any update
+    assert torch.allclose(mean, one["history"], rtol=HISTORY[dtype], atol=0)
+    assert distance(one["before"], first["before"]) == 0
+    assert types(one["after"]) == types(first["after"])
+    moved = distance(one["after"], one["before"])
+    assert moved > 0.1
+    assert distance(one["after"], first["after"]) < WEIGHTS[dtype] * moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_fsdp_shards_whole_layers(name: str, folder: Path, ranks: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process holds half of the parameters, and every layer, modulation and frozen part is a unit."""
+    monkeypatch.chdir(folder)
+    for rank in ranks:
+        assert rank["fsdp", name]["share"] == pytest.approx(0.5, abs=1e-3)  # padding is the rest
+        assert rank["ddp", name]["share"] == 1
+    policy = build(config_of(CASES[name]))
+    units = [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer | TimeModulation)]
+    units += [policy, *frozen_modules(policy.config, policy.model)]
+    assert ranks[0]["fsdp", name]["units"] == Counter(type(unit).__name__ for unit in units)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_checkpoint_of_shards_loads_in_one_process(
+    name: str, folder: Path, ranks: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and actions are those of the gathered weights, to the bit."""
+    monkeypatch.chdir(folder)
+    gathered = ranks[0]["fsdp", name]["after"]
+    loaded, policy = DeepFusionPolicy.from_pretrained(folder / name), build(config_of(CASES[name]))
+    policy.load_state_dict(gathered)
+    assert distance(loaded.state_dict(), gathered) == 0
+    batch, noise = padded_batch(policy.config), torch.randn(4, 6, 3)
+    assert torch.equal(*(one.predict_action_chunk(batch, noise=noise) for one in (loaded, policy)))
+
+
+@pytest.mark.parametrize("frozen", [{}, {"freeze_vision_encoder": True}, {"train_expert_only": True}])
+def test_units_are_in_the_model(make: str, frozen: dict[str, bool]) -> None:
+    """accelerate finds every class, which it stops without; a layer is a unit, or in a list of none."""
+    config = DeepFusionConfig(**frozen)
+    with torch.device("meta"):
+        model = build_model(config, llava_config(make).to_dict())
+    model._no_split_modules = unit_classes(model, frozen_modules(config, model))
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1, auto_wrap_policy="TRANSFORMER_BASED_WRAP")
+    plugin.set_auto_wrap_policy(model)
+    wrapped = tuple(plugin.auto_wrap_policy.keywords["transformer_layer_cls"])
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    assert len(lists) == 3  # vision tower, text model, expert
+    assert all(isinstance(layer, wrapped) for layers in lists for layer in layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_command_resumes(strategy: str, tmp_path: Path) -> None:
+    """`lerobot-train` in two processes, and again from its middle: the same weights at the end, to the bit."""
+    out = tmp_path / "train"
+    how: list[object] = ["--multi_gpu", Path(sys.executable).with_name("lerobot-train")]
+    if strategy == "fsdp":
+        how = [f"--config_file={FSDP_YAML}", HERE / "cpu_fsdp.py"]
+    data = write_noise(tmp_path / "data", ("image",), 2, 2)
+    log = launch(*how, f"--config_path={TINY_YAML}", *data, *SHORT, "--steps=4", f"--output_dir={out}")
+    assert "Effective batch size: 4 x 2 = 8" in log
+    middle, last = (out / f"checkpoints/00000{step}" for step in (2, 4))
+    saved = [load_file(step / "pretrained_model/model.safetensors") for step in (middle, last)]
+    assert distance(*saved) > 0.01  # the rate is still warming up
+    shutil.rmtree(last)
+    launch(*how, f"--config_path={middle}/pretrained_model/train_config.json", "--resume=true")
+    assert distance(saved[1], load_file(last / "pretrained_model/model.safetensors")) == 0
+    DeepFusionPolicy.from_pretrained(last / "pretrained_model")
