@@ -207,8 +207,8 @@ def test_adapter_names_that_no_module_has(option: str, field: str) -> None:
 def test_adapters_through_the_commands(tmp_path: Path) -> None:
     """Base, train, evaluate, resume, merge; the merged policy acts as the adapted one. Worst difference: 2e-6.
 
-    Resuming goes on from the saved adapters: two more steps of AdamW move no weight by more than a few times the rate,
-    where fresh adapters would stand 0.1 and more away. (Losses after a resume: docs/faults.md.)
+    Resuming goes on from the saved adapters: two more steps of AdamW move no weight by more than a few times the
+    rate, where fresh adapters would stand 0.1 and more away. (Losses after a resume: docs/faults.md.)
     """
     pytest.importorskip("gym_pusht")
     base, out, merged = (str(tmp_path / name) for name in ("base", "lora", "merged"))
