@@ -115,15 +115,20 @@ def _layer_map(model: DeepFusionModel) -> list[str]:
     """Which VLM layer each expert layer reads, and what the VLM keeps."""
     perception, sources = model.perception, model.perception.sources
     whole, cut = vlm_layers_needed(perception.fusion, sources)
-    expert, left = f"expert {_range(0, len(sources))} <- VLM ", range(whole + cut, perception.vlm_depth)
-    out = f"VLM layer{'s' * (len(left) > 1)} {_range(left.start, left.stop)} left out" if left else ""
-    out = out.replace(" left", " are left" if len(left) > 1 else " is left")
-    if perception.fusion == "late":
-        return [f"{expert}{sources[-1]}: last hidden state, projected", *([out] if out else [])]
-    if perception.fusion == "hidden":
-        return [f"{expert}{_sources(sources)}: layer input, projected", out]
-    kept = f"VLM layer {whole} is cut to those"
-    return [f"{expert}{_sources(sources)}: keys and values", f"{kept}; {out}" if out else kept]
+    read, what = {
+        "kv": (_sources(sources), "keys and values"),
+        "hidden": (_sources(sources), "layer input, projected"),
+        "late": (f"{sources[-1]}", "last hidden state, projected"),
+    }[perception.fusion]
+    cuts = [f"VLM layer {whole} is cut to those"] if cut else []
+    left = perception.vlm_depth - whole - cut
+    if left:
+        many = left > 1
+        cuts.append(
+            f"VLM layer{'s' * many} {_range(whole + cut, perception.vlm_depth)} {'are' if many else 'is'} left out"
+        )
+    first = f"expert {_range(0, len(sources))} <- VLM {read}: {what}"
+    return [first, "; ".join(cuts)] if cuts else [first]
 
 
 def _sources(sources: list[int]) -> str:

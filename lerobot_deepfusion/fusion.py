@@ -52,7 +52,7 @@ def check_switch(config: Any) -> None:
     if config.action_expert_type == "late_gemma" and fusion != "late":
         raise ValueError(
             f"policy.action_expert_type=late_gemma has one key/value head and reads the VLM's last hidden state, so "
-            f"it needs policy.fusion=late, found {fusion}; use policy.action_expert_type=deep_llama to read every layer"
+            f"it needs policy.fusion=late, found {fusion}; use policy.action_expert_type=deep_llama for every layer"
         )
     if config.action_expert_type == "late_gemma" and config.expert_init == "vlm":
         raise ValueError(

@@ -101,7 +101,7 @@ def test_sources(depth: int, layers: str, experts: int | None, expected: list[in
 
 
 def test_sources_of_an_expert_of_any_depth() -> None:
-    """In order, from the deepest of the first group to the deepest of all, and each if there are enough to read it."""
+    """In order, up to the deepest of all, and each if there are enough to read it."""
     for depth in range(1, 13):
         for experts in range(1, 25):
             found = source_layers("kv", depth, "all", experts)
@@ -195,7 +195,7 @@ def test_row_has_no_parameter_without_gradient(row: str) -> None:
 
     Recomputing layers changes no gradient, to the bit. Under `late` nothing but the one state is read.
     """
-    *_, options, sources, kept = ROWS[row]
+    *_, sources, kept = ROWS[row]
     model = build_row(row).train()
     assert len(model.perception.language_model.layers) == kept
     assert len(model.expert.backbone.layers) == len(sources)
