@@ -161,7 +161,7 @@ def test_parameters_and_key_values_are_exact(fusion: str) -> None:
 
 @pytest.mark.parametrize(("fusion", "switch"), SWITCHES)
 def test_switch_is_counted(fusion: str, switch: dict) -> None:
-    """Context bytes are exact, and activations near what autograd saves, in every row. Worst error: 1.1%, checkpointed 10%."""
+    """Context bytes are exact, and activations near what autograd saves. Worst error: 1.1%, checkpointed 10%."""
     for (half, checkpointing), shape in product(((False, False), (True, False), (False, True)), SHAPES):
         model = small_model("clip_llama", fusion, *shape, **switch)
         precision = prepare(model, ALL, half, checkpointing)

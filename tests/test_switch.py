@@ -6,8 +6,11 @@ combination.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from checkpoints import IMAGE_ID, TEXT, write_llava
 from conftest import llava_config, plain_llava
 from reference import velocity as reference_velocity
 from test_lockstep import build, error, inputs, prefill, rows, velocity
@@ -17,6 +20,7 @@ from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 from lerobot_deepfusion import memory
 from lerobot_deepfusion.fusion import VlmStates, source_layers
 from lerobot_deepfusion.lockstep import DeepFusionModel
+from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
 DEPTH = 6
 GEMMA = {"action_expert_type": "late_gemma"}
@@ -265,6 +269,16 @@ def test_causal_expert_without_context_is_transformers_own(gemma: bool) -> None:
     assert error(velocity_ours, expert.action_out_proj(out[:, -6:])[..., :3]) < 1e-5
 
 
+def test_new_gemma_has_norms_of_one() -> None:
+    """A Gemma's norm weighs `1 + weight`: it starts as a norm, which transformers' default would double."""
+    model = DeepFusionModel(llava_config("clip_llama"), "late", 1.0, "adarms", 4, 4, **GEMMA)
+    x = torch.randn(5, 32)
+    norms = [m for m in model.expert.backbone.modules() if "RMSNorm" in type(m).__name__]
+    assert len(norms) == 2 * 3 + 1
+    for norm in norms:
+        assert torch.allclose(norm(x).square().mean(-1), torch.ones(5), atol=1e-4)
+
+
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 @pytest.mark.parametrize("samples", [1, 2])
 def test_later_actions_have_no_say_if_causal(attention: str, samples: int) -> None:
@@ -301,7 +315,7 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("changes", POLICIES)
-def test_policy_acts_the_same_compiled_in_half_and_from_disk(changes: dict, tmp_path) -> None:
+def test_policy_acts_the_same_compiled_in_half_and_from_disk(changes: dict, tmp_path: Path) -> None:
     """One graph without breaks; bfloat16 moves the actions by about a hundredth; a checkpoint gives them again."""
     policy, batch, _ = make(**changes)
     noise = torch.randn(3, 6, 3)
@@ -316,6 +330,20 @@ def test_policy_acts_the_same_compiled_in_half_and_from_disk(changes: dict, tmp_
     assert 0 < (policy.predict_action_chunk(batch, noise=noise) - exact).abs().max() < 0.1
     with pytest.raises(ValueError, match=rf"{next(iter(changes))}='.*' \(checkpoint: "):
         type(policy).from_pretrained(tmp_path, config=make_config())
+
+
+def test_cut_vlm_takes_its_part_of_a_llava_on_disk(tmp_path: Path) -> None:
+    """Of three layers on disk two are kept, one of them for its keys and values; the expert starts at both."""
+    folder = write_llava(tmp_path, "clip_llama")
+    config = make_config(expert_init="vlm", fusion_layers="first_2")
+    config.vlm_path = str(folder)
+    policy = DeepFusionPolicy(config)
+    plain = plain_llava("clip_llama", llava_config("clip_llama", IMAGE_ID, **TEXT)).model.language_model.layers
+    text, expert = policy.model.perception.language_model.layers, policy.model.expert.backbone.layers
+    assert len(text) == len(expert) == 2
+    for index in range(2):
+        assert torch.equal(text[index].self_attn.k_proj.weight, plain[index].self_attn.k_proj.weight)
+        assert torch.equal(expert[index].self_attn.v_proj.weight, plain[index].self_attn.v_proj.weight)
 
 
 @pytest.mark.parametrize("changes", POLICIES)
