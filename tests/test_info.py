@@ -161,7 +161,10 @@ def test_parameters_and_key_values_are_exact(fusion: str) -> None:
 
 @pytest.mark.parametrize(("fusion", "switch"), SWITCHES)
 def test_switch_is_counted(fusion: str, switch: dict) -> None:
-    """Context bytes are exact, and activations near what autograd saves. Worst error: 1.1%, checkpointed 10%."""
+    """Context bytes are exact, and activations near what autograd saves. Worst error: 1.1%, checkpointed 10%.
+
+    The keys of a layer that is not read, counted as read, or a Gemma's norms as a Llama's, make 1.5% or more.
+    """
     for (half, checkpointing), shape in product(((False, False), (True, False), (False, True)), SHAPES):
         model = small_model("clip_llama", fusion, *shape, **switch)
         precision = prepare(model, ALL, half, checkpointing)
@@ -172,7 +175,7 @@ def test_switch_is_counted(fusion: str, switch: dict) -> None:
         assert memory.context_bytes(model, LOAD, precision) == sum(storages(states).values())
         assert memory.key_value_bytes(model, LOAD, precision) == sum(storages(projected).values())
         ratio = estimated(model, precision, ALL, half, checkpointing) / held_after_forward(model, half)
-        assert ratio == pytest.approx(1, abs=0.14 if checkpointing else 0.04), (half, checkpointing, shape)
+        assert ratio == pytest.approx(1, abs=0.14 if checkpointing else 0.015), (half, checkpointing, shape)
 
 
 def test_parameters_of_published_shapes() -> None:
