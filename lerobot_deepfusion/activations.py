@@ -178,17 +178,17 @@ def expert_stream(model: DeepFusionModel, load: Workload, precision: Precision, 
     layer = (prefix + own) * c * (2 * heads + (own if load.samples > 1 or config.causal else 1))
     layer += own * _llama_layer(config, config.head_dim, c, normed, precision, rank)
     if config.adarms:
-        # Normed x and gated output, of attention and MLP; six modulations and two times 1 + scale a flow sample.
-        layer += own * 2 * d * (normed + c) + load.samples * 8 * d * c
+        # Normed x and gated output, of attention and MLP; two times 1 + scale a flow sample.
+        layer += own * 2 * d * (normed + c) + load.samples * 2 * d * c
     if config.context_is_hidden:
         layer += prefix * _projected_context(config, normed, precision, rank)
     # Last norm and what the output projection reads; the flow time's features and MLP; the mask as booleans.
-    ends = (
-        own * d * (FLOAT32 + (FLOAT32 if config.gemma else c) + c)
-        + load.samples * (TIME_FEATURES + 3 * d) * c
-        + own * (prefix + own)
-    )
+    # A Gemma's norm keeps what it weighs in float32.
+    ends = own * d * (FLOAT32 + (FLOAT32 if config.gemma else c) + c) + load.samples * (TIME_FEATURES + 3 * d) * c
+    ends += own * (prefix + own)
     layers = config.num_hidden_layers
+    if config.adarms:  # six modulations a flow sample and layer, which are computed before the first layer
+        ends += load.samples * layers * 6 * d * c
     return Stream(load.batch * ends, (load.batch * layer,) * layers, layers * load.batch * own * d * c)
 
 

@@ -10,6 +10,7 @@ temporaries of one operation.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -59,6 +60,11 @@ def matrix_parameters(model: nn.Module) -> dict[str, int]:
         if isinstance(module, nn.Linear | nn.Conv2d):
             counts[part_of(name)] += sum(parameter.numel() for parameter in module.parameters())
     return counts
+
+
+def modulation_parameters(model: DeepFusionModel) -> int:
+    """Parameters of the time modulations, which run before the layers and are not recomputed with them."""
+    return sum(p.numel() for name, p in model.expert.named_parameters() if ".modulation." in name)
 
 
 def lora_parameters(model: nn.Module, rank: int) -> dict[str, int]:
@@ -138,6 +144,10 @@ def training_bytes(
         casts = {
             part: precision.compute * count for part, count in (counts if rank else matrix_parameters(model)).items()
         }
+    if checkpointing and casts.get(EXPERT):  # of the modulations autograd saves the cast weights all the same
+        outside = precision.compute * modulation_parameters(model)
+        casts[EXPERT] -= outside
+        streams[EXPERT] = replace(streams[EXPERT], ends=streams[EXPERT].ends + outside)
     gradients = {part: FLOAT32 * counts[part] for part in streams}
     context = context_bytes(model, load, precision)
     # The step itself needs the gradients alone, which are all there when the backward pass ends.

@@ -6,7 +6,7 @@ Only what a CPU needs differs from a run on GPUs:
 - its device is `cpu` without an index, since FSDP compares it with that of the weights;
 - no weights are sent from the first process, which FSDP refuses; LeRobot's seed gives all the same;
 - a gathered unit is not moved to the CPU when a checkpoint is gathered: torch frees what it has moved from;
-- gathered optimizer state is copied, as a move from a GPU would: safetensors refuses views of one buffer.
+- gathered optimizer state is copied, as a move from a GPU would: its buffer is used again for the next one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import _optim_utils
 from torch.distributed.fsdp._flat_param import FlatParamHandle
-from torch.utils._pytree import tree_map_only
 
 
 def allow() -> None:
@@ -28,10 +26,14 @@ def allow() -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     os.environ["FSDP_SYNC_MODULE_STATES"] = "false"
     FlatParamHandle.to_cpu = lambda self: nullcontext()
-    gather = FullyShardedDataParallel.optim_state_dict
-    FullyShardedDataParallel.optim_state_dict = staticmethod(
-        lambda *args, **kwargs: tree_map_only(Tensor, Tensor.clone, gather(*args, **kwargs))
-    )
+    unflatten = _optim_utils._unflatten_orig_param_states
+
+    def unflatten_and_copy(unit: Any, states: dict[str, dict[str, Any]], name: str, *args: Any) -> None:
+        unflatten(unit, states, name, *args)
+        for state in states.values():
+            state[name] = state[name].clone()
+
+    _optim_utils._unflatten_orig_param_states = unflatten_and_copy
     original = AcceleratorState.__init__
 
     def init(

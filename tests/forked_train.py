@@ -132,5 +132,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for line in sys.stdin:
         order = json.loads(line)
-        Path(order["log"]).touch()
+        Path(order["log"]).write_text("")  # or `kill` would wait for a step of the run before
         print(run(order), flush=True)

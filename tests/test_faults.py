@@ -126,15 +126,11 @@ def test_killed_inside_a_checkpoint(
 def test_killed_at_random(trainer: Trainer, undisturbed: tuple, tmp_path: Path, capsys, seed: int) -> None:
     """A run killed at any moment resumes, with the losses of an undisturbed run to the bit."""
     moment = random.Random(seed)
-    after = moment.randint(2, 5)
-    kill = (after, moment.uniform(0, 0.05))
+    kill = (moment.randint(3, 5), moment.uniform(0, 0.05))  # after the first checkpoint
     trainer.run(*trainer.fresh, f"--output_dir={tmp_path}/out", code=-9, kill=kill)
     done = len(trainer.steps)
-    if not list(tmp_path.glob("out/checkpoints/*2/training_state/scheduler_state.json")):
-        with pytest.raises(SystemExit, match=r"no checkpoint of .* is complete; the run has to start again"):
-            recover.main([str(tmp_path / "out")])
-        return
     step, _, resume = recovered(tmp_path / "out", capsys)
+    assert done >= kill[0]
     assert done - step <= 3  # a step may be half done, and its loss known
     trainer.run(*resume)
     assert trainer.steps == undisturbed[1][step:]

