@@ -71,7 +71,7 @@ def count(model: DeepFusionModel) -> Cost:
         step = count_flops(lambda: model.denoise(states, state, noisy, time))
     weights = memory.parameters(model)
     context = memory.key_value_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK, 1), Precision(HALF, HALF, True))
-    expert = HALF * weights[memory.EXPERT]
+    expert = HALF * (weights[memory.EXPERT] - memory.modulation_parameters(model))  # those once a chunk
     return Cost(prefix, HALF * sum(weights.values()) - expert + context, step, expert + context)
 
 

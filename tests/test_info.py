@@ -221,7 +221,7 @@ def test_training_peak_is_what_is_allocated(fusion: str) -> None:
     """The estimate is near the most bytes of activations and gradients at once. Worst error: 5.2%.
 
     It is up to 9.9% too high for the expert alone with gradient checkpointing. Without the layer that is recomputed
-    it would be 25%, without the context 17%.
+    the error would be 25%, without the context 17%.
     """
     for half, trained, checkpointing in product((False, True), (ALL, EXPERT), (False, True)):
         model = small_model("clip_llama", fusion, 0.5)
