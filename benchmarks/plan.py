@@ -64,13 +64,13 @@ def count(model: DeepFusionModel) -> Cost:
     with torch.device("meta"), torch.no_grad():
         pixels = torch.empty(1, CAMERAS, 3, vision.image_size, vision.image_size)
         ids, valid = torch.empty(1, tokens, dtype=torch.long), torch.empty(1, tokens, dtype=torch.bool)
-        states = model.prefill(pixels, ids, valid)
+        states = model.project_contexts(model.prefill(pixels, ids, valid))
         state, noisy = torch.empty(1, 32), torch.empty(1, 1, CHUNK, 32)
         time = model.embed_time(torch.empty(1, 1))
-        prefix = count_flops(lambda: model.prefill(pixels, ids, valid))
+        prefix = count_flops(lambda: model.project_contexts(model.prefill(pixels, ids, valid)))
         step = count_flops(lambda: model.denoise(states, state, noisy, time))
     weights = memory.parameters(model)
-    context = memory.context_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK, 1), Precision(HALF, HALF, True))
+    context = memory.key_value_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK, 1), Precision(HALF, HALF, True))
     expert = HALF * (weights[memory.EXPERT] - memory.modulation_parameters(model))  # those once a chunk
     return Cost(prefix, HALF * sum(weights.values()) - expert + context, step, expert + context)
 

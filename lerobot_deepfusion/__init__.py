@@ -1,6 +1,6 @@
 """Deep-fusion vision-language-action policy for LeRobot.
 
-A LLaVA perceives and an action expert of the same depth acts, in lockstep. The network is in
+A LLaVA perceives and an action expert beside it acts, in lockstep. The network is in
 `modeling_deepfusion`, which this module does not import.
 """
 

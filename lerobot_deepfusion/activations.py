@@ -73,16 +73,16 @@ class Stream:
     Attributes:
         ends: of what stands before and after the layers.
         layers: of each layer.
-        layer_input: of each layer under gradient checkpointing.
+        inputs: of all layers' inputs, which gradient checkpointing keeps in their place.
     """
 
     ends: int
     layers: tuple[int, ...] = ()
-    layer_input: int = 0
+    inputs: int = 0
 
     def held(self, checkpointing: bool) -> int:
         """At the end of the forward pass."""
-        return self.ends + (len(self.layers) * self.layer_input if checkpointing else sum(self.layers))
+        return self.ends + (self.inputs if checkpointing else sum(self.layers))
 
     def recomputed(self, checkpointing: bool) -> int:
         """What the backward pass adds: under gradient checkpointing, one whole layer at a time."""
@@ -90,11 +90,13 @@ class Stream:
 
 
 def key_value_bytes(model: DeepFusionModel, load: Workload, precision: Precision) -> int:
-    """Keys and values of the prefix that the expert reads while it acts, of all layers."""
+    """Keys and values of the prefix that the expert reads while it acts: of each VLM layer read, or its own."""
     config: Any = model.expert.backbone.config
+    sources = model.perception.sources
+    layers = len(set(sources)) if model.perception.fusion == "kv" else len(sources)
     heads = config.num_key_value_heads * config.head_dim
     key_value = precision.context + precision.compute
-    return config.num_hidden_layers * load.batch * load.prefix(model) * heads * key_value
+    return layers * load.batch * load.prefix(model) * heads * key_value
 
 
 def context_bytes(model: DeepFusionModel, load: Workload, precision: Precision) -> int:
@@ -102,7 +104,7 @@ def context_bytes(model: DeepFusionModel, load: Workload, precision: Precision) 
     if model.perception.fusion == "kv":
         return key_value_bytes(model, load, precision)
     config: Any = model.expert.backbone.config
-    states = 1 if model.perception.fusion == "late" else config.num_hidden_layers
+    states = 1 if model.perception.fusion == "late" else len(set(model.perception.sources))
     return states * load.batch * load.prefix(model) * config.context_width * precision.context
 
 
@@ -128,7 +130,8 @@ def vision_stream(model: DeepFusionModel, load: Workload, precision: Precision) 
     # Into and out of the activation; CLIP's is x * sigmoid(1.7 x) and keeps the sigmoid.
     layer += c * f * (3 if config.hidden_act == "quick_gelu" else 2)
     ends = pixels * c + tokens * d * (FLOAT32 * clip)
-    return Stream(ends, (tokens * layer,) * config.num_hidden_layers, tokens * d * FLOAT32)
+    layers = config.num_hidden_layers
+    return Stream(ends, (tokens * layer,) * layers, layers * tokens * d * FLOAT32)
 
 
 def projector_stream(model: DeepFusionModel, load: Workload, precision: Precision) -> Stream:
@@ -143,22 +146,21 @@ def text_stream(model: DeepFusionModel, load: Workload, precision: Precision, ra
     """Of the text model, without what it shares with the context. With a rank: LoRA, all else frozen."""
     config: Any = model.perception.config.text_config
     expert: Any = model.expert.backbone.config
-    fusion, tokens = model.perception.fusion, load.batch * load.prefix(model)
+    fusion, sources, tokens = model.perception.fusion, model.perception.sources, load.batch * load.prefix(model)
     c, x = precision.compute, precision.context
-    whole, key_value_only = vlm_layers_needed(fusion, expert.num_hidden_layers)
+    whole, key_value_only = vlm_layers_needed(fusion, sources)
     d, heads = config.hidden_size, config.num_key_value_heads * expert.head_dim
-    layer, layer_input = _llama_layer(config, expert.head_dim, x, x, precision, rank), d * x
-    if fusion != "kv":
-        layer += 2 * heads * c
-    elif x != c:
-        layer += heads * c  # the keys once more, as attention reads them
-    if fusion == "hidden":  # a layer's input is the context
-        layer, layer_input = layer - (layer_input if x == FLOAT32 else 0), 0
+    layer = _llama_layer(config, expert.head_dim, x, x, precision, rank) + 2 * heads * c
+    if fusion == "kv":  # keys and values are in the context; the keys once more, as attention reads them
+        read = layer - 2 * heads * c + (heads * c if x != c else 0)
+    else:  # under `hidden` a layer's input is in the context
+        read = layer - (d * x if fusion == "hidden" and x == FLOAT32 else 0)
     norm = FLOAT32 * (d + 1) + (0 if rank else d * x)
-    layers = (tokens * layer,) * whole
+    layers = tuple(tokens * (read if index in sources else layer) for index in range(whole))
     if key_value_only:
         layers += (tokens * (norm + d * precision.inputs(2, x)),)
-    return Stream(tokens * norm * (fusion == "late"), layers, tokens * layer_input)
+    inputs = len(layers) - (len(set(sources) & set(range(whole))) if fusion == "hidden" else 0)
+    return Stream(tokens * norm * (fusion == "late"), layers, inputs * tokens * d * x)
 
 
 def expert_stream(model: DeepFusionModel, load: Workload, precision: Precision, rank: int = 0) -> Stream:
@@ -170,8 +172,10 @@ def expert_stream(model: DeepFusionModel, load: Workload, precision: Precision, 
     prefix, own, c = load.prefix(model), load.expert_tokens(model), precision.compute
     d, heads = config.hidden_size, config.num_key_value_heads * config.head_dim
     normed = max(c, precision.frozen) if rank else FLOAT32
-    # Keys and values of prefix and own tokens; the mask as numbers, one row for all tokens of a single sample.
-    layer = (prefix + own) * c * (2 * heads + (own if load.samples > 1 else 1))
+    if config.gemma:  # its norms give back the type that they were given
+        normed = c
+    # Keys and values of prefix and own tokens; the mask as numbers, one row where all tokens see the same.
+    layer = (prefix + own) * c * (2 * heads + (own if load.samples > 1 or config.causal else 1))
     layer += own * _llama_layer(config, config.head_dim, c, normed, precision, rank)
     if config.adarms:
         # Normed x and gated output, of attention and MLP; two times 1 + scale a flow sample.
@@ -179,11 +183,13 @@ def expert_stream(model: DeepFusionModel, load: Workload, precision: Precision, 
     if config.context_is_hidden:
         layer += prefix * _projected_context(config, normed, precision, rank)
     # Last norm and what the output projection reads; the flow time's features and MLP; the mask as booleans.
-    ends = own * d * (FLOAT32 + c + c) + load.samples * (TIME_FEATURES + 3 * d) * c + own * (prefix + own)
+    # A Gemma's norm keeps what it weighs in float32.
+    ends = own * d * (FLOAT32 + (FLOAT32 if config.gemma else c) + c) + load.samples * (TIME_FEATURES + 3 * d) * c
+    ends += own * (prefix + own)
+    layers = config.num_hidden_layers
     if config.adarms:  # six modulations a flow sample and layer, which are computed before the first layer
-        ends += load.samples * config.num_hidden_layers * 6 * d * c
-    layers = (load.batch * layer,) * config.num_hidden_layers
-    return Stream(load.batch * ends, layers, load.batch * own * d * c)
+        ends += load.samples * layers * 6 * d * c
+    return Stream(load.batch * ends, (load.batch * layer,) * layers, layers * load.batch * own * d * c)
 
 
 def _llama_layer(config: Any, head_dim: int, x: int, normed: int, precision: Precision, rank: int) -> int:
@@ -205,7 +211,8 @@ def _llama_layer(config: Any, head_dim: int, x: int, normed: int, precision: Pre
     if rank:
         return size + 4 * rank * c
     # For the gradients of norms and MLP: normed x twice, the MLP's input, what its last matrix reads.
-    return size + 2 * d * x + d * precision.inputs(2, normed) + f * c
+    norm = FLOAT32 if getattr(config, "gemma", False) else x
+    return size + 2 * d * norm + d * precision.inputs(2, normed) + f * c
 
 
 def _projected_context(config: Any, normed: int, precision: Precision, rank: int) -> int:
@@ -214,7 +221,7 @@ def _projected_context(config: Any, normed: int, precision: Precision, rank: int
     narrower = config.context_width != d
     size = FLOAT32 + d * precision.inputs(2, normed)
     if not rank:
-        size += d * (c if narrower else context)  # for the gradient of the norm
+        size += d * (FLOAT32 if config.gemma else c if narrower else context)  # for the gradient of the norm
         size += config.context_width * c if narrower and context != c else 0  # the context, cast
     if narrower or (rank and context != FLOAT32):
         size += d * FLOAT32  # what the norm reads, in float32

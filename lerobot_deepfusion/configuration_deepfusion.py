@@ -12,7 +12,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from .fusion import FUSIONS
+from .fusion import ATTENTIONS, EXPERTS, FUSIONS, check_switch
 from .limits import check_policy_sizes
 from .observation import EMPTY_CAMERA
 from .optim import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
@@ -20,6 +20,8 @@ from .optim import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
 TINY = "tiny"
 CHOICES = {
     "fusion": FUSIONS,
+    "action_expert_type": EXPERTS,
+    "action_attention": ATTENTIONS,
     "time_conditioning": ("token", "adarms"),
     "expert_init": ("vlm", "random"),
     "dtype": ("float32", "bfloat16"),
@@ -30,7 +32,11 @@ CHOICES = {
 ARCHITECTURE = (
     "vlm_config",
     "fusion",
+    "fusion_layers",
+    "action_expert_type",
+    "action_attention",
     "expert_width_multiplier",
+    "expert_num_layers",
     "time_conditioning",
     "image_token_pooling",
     "max_state_dim",
@@ -53,11 +59,20 @@ class DeepFusionConfig(PreTrainedConfig):
     # Config of the VLM and of its image preprocessing, written by the policy: a checkpoint needs nothing else.
     vlm_config: dict[str, Any] | None = None
 
-    # What an expert layer reads of the VLM layer at its depth: `kv` its keys and values, `hidden` its input
+    # What an expert layer reads of the VLM layer beside it: `kv` its keys and values, `hidden` its input
     # through the expert's own projections, `late` the VLM's last hidden state at every layer.
     fusion: str = "kv"
-    # Width of the expert as a share of the VLM's text width; heads and depth are the VLM's own.
+    # Which VLM layers are read: `all`, `every_<n>` (n-1, 2n-1, ...), `first_<m>`, or `middle`, the half around the
+    # centre. The VLM ends behind the last of them. `late` reads the state behind it: `all` or `first_<m>`.
+    fusion_layers: str = "all"
+    # `deep_llama` is built like the text model; `late_gemma` is a Gemma with one key/value head, for `fusion=late`.
+    action_expert_type: str = "deep_llama"
+    # Among the expert's own tokens: `bidirectional`, or `causal`, where an action sees those before it alone.
+    action_attention: str = "bidirectional"
+    # Width of the expert as a share of the VLM's text width; its heads are the VLM's own.
     expert_width_multiplier: float = 1.0
+    # Layers of the expert, spread over the VLM layers that are read; by default one for each.
+    expert_num_layers: int | None = None
     # First weights of the expert: `vlm` copies the text model's (needs equal width), `random` does not.
     expert_init: str = "random"
     # How the flow time reaches the expert: `adarms` scales its norms, `token` is one more token.
@@ -142,6 +157,7 @@ class DeepFusionConfig(PreTrainedConfig):
             if value not in choices:
                 raise ValueError(f"policy.{name}={value!r}: choose one of {', '.join(choices)}")
         check_policy_sizes(self)
+        check_switch(self)
         if self.n_action_steps > self.chunk_size:
             raise ValueError(
                 f"policy.n_action_steps={self.n_action_steps} is more than policy.chunk_size={self.chunk_size}; "
@@ -152,12 +168,6 @@ class DeepFusionConfig(PreTrainedConfig):
         if not 0 < self.expert_width_multiplier <= 4:
             raise ValueError(
                 f"policy.expert_width_multiplier={self.expert_width_multiplier}: choose a value in (0, 4]"
-            )
-        if self.expert_init == "vlm" and self.expert_width_multiplier != 1.0:
-            raise ValueError(
-                f"policy.expert_init=vlm copies the text model's weights and so needs "
-                f"policy.expert_width_multiplier=1.0, found {self.expert_width_multiplier}; "
-                "use policy.expert_init=random for a narrower expert"
             )
         visual = self.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY)
         if visual != NormalizationMode.IDENTITY:

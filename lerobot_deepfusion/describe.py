@@ -46,6 +46,7 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
         ("action", [_dimensions(config.action_feature, config.max_action_dim)]),
         ("chunk", [f"{config.chunk_size} actions, {config.n_action_steps} executed"]),
         ("fusion", [config.fusion, *_layer_map(model)]),
+        ("expert", [_expert(config, model)]),
         ("context", [f"{keys} an observation"]),
         ("weights", [f"{'':12} {'trained':>9} {'frozen':>9}"]),
         ("", [f"{part:12} {_count(trained[part]):>9} {_count(frozen[part]):>9}" for part in memory.PARTS]),
@@ -112,14 +113,48 @@ def _dimensions(feature: PolicyFeature | None, padded: int) -> str:
 
 def _layer_map(model: DeepFusionModel) -> list[str]:
     """Which VLM layer each expert layer reads, and what the VLM keeps."""
-    fusion, layers = model.perception.fusion, len(model.expert.backbone.layers)
-    whole, _ = vlm_layers_needed(fusion, layers)
-    every = f"expert 0-{layers - 1} <- VLM "
-    if fusion == "kv":
-        return [f"{every}0-{layers - 1}, each its own: keys and values", f"VLM layer {whole} is cut to those"]
-    if fusion == "hidden":
-        return [f"{every}0-{layers - 1}, each its own: layer input, projected", f"VLM layer {whole} is left out"]
-    return [f"{every}{layers - 1}: last hidden state, projected"]
+    perception, sources = model.perception, model.perception.sources
+    whole, cut = vlm_layers_needed(perception.fusion, sources)
+    read, what = {
+        "kv": (_sources(sources), "keys and values"),
+        "hidden": (_sources(sources), "layer input, projected"),
+        "late": (f"{sources[-1]}", "last hidden state, projected"),
+    }[perception.fusion]
+    cuts = [f"VLM layer {whole} is cut to those"] if cut else []
+    left = perception.vlm_depth - whole - cut
+    if left:
+        many = left > 1
+        cuts.append(
+            f"VLM layer{'s' * many} {_range(whole + cut, perception.vlm_depth)} {'are' if many else 'is'} left out"
+        )
+    first = f"expert {_range(0, len(sources))} <- VLM {read}: {what}"
+    return [first, "; ".join(cuts)] if cuts else [first]
+
+
+def _sources(sources: list[int]) -> str:
+    """A layer map in a few words, where it has a rule, and else in full."""
+    read = sorted(set(sources))
+    times, step = len(sources) // len(read), read[1] - read[0] if len(read) > 1 else 1
+    if sources != [index for index in read for _ in range(times)]:
+        return f"{', '.join(map(str, sources))}, in this order"
+    if read != list(range(read[0], read[-1] + 1, step)) or (step > 1 and len(read) < 4):
+        text = ", ".join(map(str, read))
+    else:
+        text = _range(read[0], read[-1] + 1) if step == 1 else f"{read[0]}, {read[1]}, ... {read[-1]}"
+    return f"{text}, each {'its own' if times == 1 else f'for {times} layers'}"
+
+
+def _range(start: int, stop: int) -> str:
+    return f"{start}-{stop - 1}" if stop > start + 1 else f"{start}"
+
+
+def _expert(config: DeepFusionConfig, model: DeepFusionModel) -> str:
+    expert = model.expert.backbone.config
+    return (
+        f"{config.action_expert_type}, {expert.num_hidden_layers} layers of {expert.hidden_size}, "
+        f"{expert.num_attention_heads} heads, {expert.num_key_value_heads} for keys and values, "
+        f"{config.action_attention}"
+    )
 
 
 def _count(number: int) -> str:

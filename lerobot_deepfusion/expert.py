@@ -1,4 +1,4 @@
-"""The action expert: a Llama whose every layer also attends to the VLM.
+"""The action expert: a Llama, or a Gemma, whose every layer also attends to the VLM.
 
 Built from transformers' own Llama units; what differs is stated here and nothing else.
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -77,12 +78,18 @@ class DeepFusionLlamaAttention(LlamaAttention):
         return self.o_proj(out.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1))
 
 
+def make_norm(config: LlamaConfig) -> Any:
+    """A Gemma's norm is `1 + weight`; the rest of it, gated GELU and one key/value head, is in the config."""
+    norm = GemmaRMSNorm if config.gemma else LlamaRMSNorm
+    return norm(config.hidden_size, eps=config.rms_norm_eps)
+
+
 class TimeModulation(nn.Linear):
     """Flow time -> scale, shift and gate of attention and MLP; a class of its own so that FSDP can shard it."""
 
 
 class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
-    """Llama decoder layer that passes the VLM's states of its depth down to attention.
+    """Llama or Gemma decoder layer that passes the VLM's states down to attention.
 
     With `time_conditioning="adarms"` the two norms are scaled and shifted, and the two residuals gated, by
     the flow time (adaLN-Zero, Peebles & Xie 2023; in RMS form pi0.5, 2025). That modulation depends on
@@ -92,6 +99,7 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = DeepFusionLlamaAttention(config, layer_idx)
+        self.input_layernorm, self.post_attention_layernorm = make_norm(config), make_norm(config)
         self.modulation = TimeModulation(self.hidden_size, 6 * self.hidden_size) if config.adarms else None
         narrower = config.context_width != self.hidden_size and config.context_is_hidden
         self.context_proj = nn.Linear(config.context_width, self.hidden_size, bias=False) if narrower else None
@@ -151,13 +159,15 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
         self.layers = nn.ModuleList(
             DeepFusionLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = make_norm(config)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, GemmaRMSNorm):
+            nn.init.zeros_(module.weight)
         if isinstance(module, DeepFusionLlamaDecoderLayer) and module.modulation is not None:
             # Gates start at one and the rest at zero, so that the first forward pass is a plain Llama's.
             nn.init.zeros_(module.modulation.weight)
@@ -215,7 +225,7 @@ class DeepFusionActionExpert(nn.Module):
     def __init__(self, config: LlamaConfig, max_state_dim: int, max_action_dim: int) -> None:
         super().__init__()
         width = config.hidden_size
-        self.adarms = config.adarms
+        self.adarms, self.causal = config.adarms, config.causal
         self.state_in_proj = nn.Linear(max_state_dim, width)
         self.action_in_proj = nn.Linear(max_action_dim, width)
         self.time_mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -261,7 +271,7 @@ class DeepFusionActionExpert(nn.Module):
             x,
             vlm_states,
             position_ids=expert_positions(valid, size, samples),
-            attention_mask=expert_mask(valid, size, samples),
+            attention_mask=expert_mask(valid, size, samples, self.causal),
             modulations=time if self.adarms else None,
         )
         return self.action_out_proj(out[:, :, -chunk:])[..., :action_dim]

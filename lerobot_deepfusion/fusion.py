@@ -1,34 +1,115 @@
 """The fusion switch: which VLM states an expert layer reads, and as what.
 
-| fusion | expert layer l reads |
+| fusion | expert layer i, beside VLM layer l, reads |
 | --- | --- |
 | `kv` | the keys and values, rotated, of VLM layer l |
 | `hidden` | the input of VLM layer l, through its own norm and key and value projections |
 | `late` | the VLM's last hidden state, likewise, at every layer |
+
+`fusion_layers` and `expert_num_layers` decide which l stands beside which i (`source_layers`). Behind the last l
+the VLM ends.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 Fusion = Literal["kv", "hidden", "late"]
 FUSIONS: tuple[Fusion, ...] = ("kv", "hidden", "late")
+EXPERTS = ("deep_llama", "late_gemma")
+ATTENTIONS = ("bidirectional", "causal")
 
 KeyValue = tuple[Tensor, Tensor]  # each [B, G, S, H]: batch, key/value heads, tokens, head dim
 
+_LAYERS = re.compile(r"(all|middle)|(every|first)_([1-9][0-9]{0,3})")
 
-def vlm_layers_needed(fusion: Fusion, num_layers: int) -> tuple[int, bool]:
+
+def check_switch(config: Any) -> None:
+    """
+    Raises:
+        ValueError: for options of a `DeepFusionConfig` that contradict each other, whatever the VLM.
+    """
+    layers, fusion = config.fusion_layers, config.fusion
+    if not isinstance(layers, str) or not _LAYERS.fullmatch(layers):
+        raise ValueError(
+            f"policy.fusion_layers={layers!r:.80}: choose all, middle, every_<n> or first_<m>, n and m from 1 to 9999"
+        )
+    if fusion == "late" and not layers.startswith(("all", "first_")):
+        raise ValueError(
+            f"policy.fusion_layers={layers} chooses among the layers that policy.fusion=late does not read: it reads "
+            "one state, behind the last layer. Choose all or first_<m>, or policy.fusion=kv or hidden"
+        )
+    if config.expert_init == "vlm" and config.expert_width_multiplier != 1.0:
+        raise ValueError(
+            f"policy.expert_init=vlm copies the text model's weights and so needs "
+            f"policy.expert_width_multiplier=1.0, found {config.expert_width_multiplier}; "
+            "use policy.expert_init=random for a narrower expert"
+        )
+    if config.action_expert_type == "late_gemma" and fusion != "late":
+        raise ValueError(
+            f"policy.action_expert_type=late_gemma has one key/value head and reads the VLM's last hidden state, so "
+            f"it needs policy.fusion=late, found {fusion}; use policy.action_expert_type=deep_llama for every layer"
+        )
+    if config.action_expert_type == "late_gemma" and config.expert_init == "vlm":
+        raise ValueError(
+            "policy.expert_init=vlm copies a Llama's or Qwen2's weights, which a Gemma has no place for; use "
+            "policy.expert_init=random with policy.action_expert_type=late_gemma"
+        )
+
+
+def source_layers(
+    fusion: Fusion, depth: int, fusion_layers: str = "all", expert_num_layers: int | None = None
+) -> list[int]:
+    """The VLM layer that stands beside each expert layer, in order.
+
+    Under `late` the expert reads the state behind the last of them; the others are those that run before it.
+    An expert of another depth than there are layers to read spreads over them, and the deepest of a group feeds.
+
+    Example: of 6 layers, `every_2` is `[1, 3, 5]`, as is `all` with three expert layers; `first_2` is `[0, 1]`,
+    and `[0, 0, 1, 1]` with four expert layers; `middle`, the half around the centre, is `[1, 2, 3]`.
+
+    Args:
+        fusion: what is read of them.
+        depth: layers of the whole VLM.
+        fusion_layers: `all`, `every_<n>`, `first_<m>` or `middle`.
+        expert_num_layers: None for one expert layer for each layer that is read.
+
+    Raises:
+        ValueError: if `n` or `m` is more than the VLM has.
+    """
+    match = _LAYERS.fullmatch(fusion_layers)
+    assert match is not None, fusion_layers  # by `check_switch`
+    name, count = match[1] or match[2], int(match[3] or 1)
+    if count > depth:
+        raise ValueError(f"policy.fusion_layers={fusion_layers}: the VLM has {depth} layers, choose at most {depth}")
+    half = (depth + 1) // 2
+    start = (depth - half) // 2
+    chosen = {
+        "all": range(depth),
+        "every": range(count - 1, depth, count),
+        "first": range(count),
+        "middle": range(start, start + half),
+    }[name]
+    if fusion == "hidden" and chosen[-1] == 0 and depth > 1:
+        raise ValueError(
+            f"policy.fusion_layers={fusion_layers} with policy.fusion=hidden reads the input of layer 0 alone, the "
+            "embeddings, and so no layer of the VLM would run; choose more layers or policy.fusion=kv"
+        )
+    layers = expert_num_layers or len(chosen)
+    return [chosen[((index + 1) * len(chosen) - 1) // layers] for index in range(layers)]
+
+
+def vlm_layers_needed(fusion: Fusion, sources: list[int]) -> tuple[int, bool]:
     """How much of the VLM the expert reads.
 
     Returns:
         The number of VLM layers that run whole, and whether one more gives only its keys and values.
     """
-    if fusion == "kv":
-        return num_layers - 1, True
-    return (num_layers - 1, False) if fusion == "hidden" else (num_layers, False)
+    return sources[-1] + (fusion == "late"), fusion == "kv"
 
 
 @dataclass

@@ -22,6 +22,7 @@ POLICY_SIZES = {
     "image_token_pooling": (1, 512),  # more patches than that in a row are refused below
     "empty_cameras": (0, 64),
     "drop_n_last_frames": (0, 10_000),
+    "expert_num_layers": (1, 1024),
 }
 
 # Fields of the VLM's transformers config, in whichever part they stand. The largest LLaVA has 80 layers of 8192.
@@ -41,7 +42,8 @@ VLM_SIZES = {
     "num_tokens": (1, 4096),  # of the tiny tower
     "num_labels": (0, 10_000),  # transformers makes a table of that many names
 }
-MAY_BE_NONE = {"num_key_value_heads", "head_dim", "sliding_window", "num_labels"}  # then derived, or off
+# Then derived, or off.
+MAY_BE_NONE = {"num_key_value_heads", "head_dim", "sliding_window", "num_labels", "expert_num_layers"}
 MAX_PATCHES_A_SIDE = 512  # position ids, which are real memory, are its square
 MAX_CHANNELS = 16, 4096  # convolutions of the tiny tower, and the width of each
 MAX_NUMBER = 2**31  # of whole numbers that are not named above
@@ -80,7 +82,9 @@ def check_policy_sizes(config: Any) -> None:
         ValueError: for a size of a `DeepFusionConfig` that is out of bounds.
     """
     for name, bounds in POLICY_SIZES.items():
-        check_size(f"policy.{name}", getattr(config, name), bounds)
+        value = getattr(config, name)
+        if not (value is None and name in MAY_BE_NONE):
+            check_size(f"policy.{name}", value, bounds)
 
 
 def check_vlm_model(model: Any) -> None:

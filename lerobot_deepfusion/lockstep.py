@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedConfig
 
 from .expert import DeepFusionActionExpert
-from .fusion import Fusion, VlmStates
+from .fusion import Fusion, VlmStates, source_layers
 from .perception import Perception, llava_config_from_dict
 from .weights import empty_weights
 
@@ -41,6 +41,10 @@ class DeepFusionModel(nn.Module):
         max_action_dim: padded action size.
         image_token_pooling: see `Perception`.
         empty_perception: build the perception under `empty_weights`, for a pretrained LLaVA's to come.
+        fusion_layers: see `source_layers`.
+        expert_num_layers: see `source_layers`.
+        action_expert_type: `deep_llama` or `late_gemma`.
+        action_attention: `bidirectional` or `causal`.
     """
 
     def __init__(
@@ -53,11 +57,20 @@ class DeepFusionModel(nn.Module):
         max_action_dim: int,
         image_token_pooling: int = 1,
         empty_perception: bool = False,
+        fusion_layers: str = "all",
+        expert_num_layers: int | None = None,
+        action_expert_type: str = "deep_llama",
+        action_attention: str = "bidirectional",
     ) -> None:
         super().__init__()
+        depth = vlm_config.text_config.num_hidden_layers
+        sources = source_layers(fusion, depth, fusion_layers, expert_num_layers)
         with empty_weights() if empty_perception else nullcontext():
-            self.perception = Perception(vlm_config, fusion, image_token_pooling)
-        config = expert_config(vlm_config, fusion, expert_width_multiplier, time_conditioning)
+            self.perception = Perception(vlm_config, fusion, image_token_pooling, sources)
+        config = expert_config(vlm_config, len(sources), expert_width_multiplier, action_expert_type == "late_gemma")
+        config.adarms = time_conditioning == "adarms"
+        config.causal = action_attention == "causal"
+        config.context_is_hidden = fusion != "kv"
         self.expert = DeepFusionActionExpert(config, max_state_dim, max_action_dim)
 
     def prefill(self, pixels: Tensor, token_ids: Tensor, valid: Tensor, right_padded: bool = True) -> VlmStates:
@@ -77,7 +90,7 @@ class DeepFusionModel(nn.Module):
         return self.expert.backbone.project_contexts(vlm_states)
 
     def expert_from_vlm(self) -> None:
-        """Start the expert's layers at the text model's weights, as far as they were kept.
+        """Start each expert layer at the weights of the VLM layer beside it, as far as they were kept.
 
         Raises:
             ValueError: if the two differ in width.
@@ -88,8 +101,9 @@ class DeepFusionModel(nn.Module):
                 f"an expert of width {expert.config.hidden_size} can't start from a text model of width "
                 f"{expert.config.context_width}"
             )
-        for source, target in zip(text.layers, expert.layers, strict=False):
-            target.load_state_dict(source.state_dict(), strict=False)
+        for index, layer in zip(self.perception.sources, expert.layers, strict=True):
+            if index < len(text.layers):
+                layer.load_state_dict(text.layers[index].state_dict(), strict=False)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute layers in the backward pass; of a frozen part there is no backward pass to serve."""
@@ -134,6 +148,10 @@ def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False
             config.max_action_dim,
             config.image_token_pooling,
             empty_perception,
+            config.fusion_layers,
+            config.expert_num_layers,
+            config.action_expert_type,
+            config.action_attention,
         )
     except torch.OutOfMemoryError:
         raise
@@ -155,12 +173,13 @@ def frozen_modules(config: Any, model: DeepFusionModel) -> list[nn.Module]:
 
 
 def expert_config(
-    vlm_config: PreTrainedConfig, fusion: Fusion, width_multiplier: float, time_conditioning: str
+    vlm_config: PreTrainedConfig, num_layers: int, width_multiplier: float, gemma: bool = False
 ) -> LlamaConfig:
-    """A Llama of the text model's depth and attention geometry, and of its width times `width_multiplier`.
+    """A Llama of the text model's attention geometry, and of its width times `width_multiplier`.
 
     Heads, key/value heads, head dim and rotary parameters are the VLM's own, so that under `kv` its keys and
-    values need no projection whatever the expert's width (as in pi0).
+    values need no projection whatever the expert's width (as in pi0). A Gemma has one key/value head, for keys and
+    values of its own, and no biases.
     """
     text = vlm_config.text_config
     heads = text.num_attention_heads
@@ -169,22 +188,21 @@ def expert_config(
     config = LlamaConfig(
         hidden_size=width,
         intermediate_size=_multiple_of_eight(text.intermediate_size * width_multiplier),
-        num_hidden_layers=text.num_hidden_layers,
+        num_hidden_layers=num_layers,
         num_attention_heads=heads,
-        num_key_value_heads=text.num_key_value_heads,
+        num_key_value_heads=1 if gemma else text.num_key_value_heads,
         head_dim=head_dim,
-        hidden_act=text.hidden_act,
+        hidden_act="gelu_pytorch_tanh" if gemma else text.hidden_act,
         rms_norm_eps=text.rms_norm_eps,
         rope_parameters=copy.deepcopy(text.rope_parameters),
         max_position_embeddings=text.max_position_embeddings,
         initializer_range=text.initializer_range,
         # Qwen2 has biases on queries, keys and values without a field that says so.
-        attention_bias=text.model_type == "qwen2" or getattr(text, "attention_bias", False),
+        attention_bias=not gemma and (text.model_type == "qwen2" or getattr(text, "attention_bias", False)),
         vocab_size=1,
     )
-    config.adarms = time_conditioning == "adarms"
+    config.gemma = gemma
     config.context_width = text.hidden_size
-    config.context_is_hidden = fusion != "kv"
     return config
 
 

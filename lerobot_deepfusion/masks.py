@@ -35,24 +35,25 @@ def causal_mask(valid_BS: Tensor) -> Tensor:
     return (triangle & valid_BS[:, None, None, :]) | itself
 
 
-def expert_mask(valid_BS: Tensor, tokens: int, samples: int) -> Tensor:
+def expert_mask(valid_BS: Tensor, tokens: int, samples: int, causal: bool = False) -> Tensor:
     """Mask of the expert over `[prefix | its own tokens]`: bool [B, 1, K * X, S + K * X].
 
-    With one flow sample all its tokens see the same, and one row stands for them: [B, 1, 1, S + X].
+    With one flow sample all its tokens see the same, and one row stands for them: [B, 1, 1, S + X]. Not if causal.
 
-    Its tokens see every valid prefix token and, in both directions, the tokens of the same flow sample.
+    Its tokens see every valid prefix token and, in both directions or causally, those of the same flow sample.
     For S = 2 with one padding token, X = 2, K = 2:
 
-        [[1 0 | 1 1 0 0]
-         [1 0 | 1 1 0 0]
-         [1 0 | 0 0 1 1]
-         [1 0 | 0 0 1 1]]
+        [[1 0 | 1 1 0 0]           [[1 0 | 1 0 0 0]
+         [1 0 | 1 1 0 0]   causal   [1 0 | 1 1 0 0]
+         [1 0 | 0 0 1 1]            [1 0 | 0 0 1 0]
+         [1 0 | 0 0 1 1]]           [1 0 | 0 0 1 1]]
     """
     batch, prefix = valid_BS.shape
-    if samples == 1:
+    if samples == 1 and not causal:
         return F.pad(valid_BS, (0, tokens), value=True)[:, None, None, :]
     sample = torch.arange(samples, device=valid_BS.device).repeat_interleave(tokens)
-    own = (sample[:, None] == sample[None, :]).expand(batch, 1, -1, -1)
+    own = sample[:, None] == sample[None, :]
+    own = (own.tril() if causal else own).expand(batch, 1, -1, -1)
     seen = valid_BS[:, None, None, :].expand(batch, 1, tokens * samples, prefix)
     return torch.cat([seen, own], dim=-1)
 

@@ -53,7 +53,7 @@ HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "re
 
 
 class DeepFusionPolicy(PreTrainedPolicy):
-    """A LLaVA perceives, an action expert of the same depth acts (see `lockstep`).
+    """A LLaVA perceives, an action expert beside it acts (see `lockstep`).
 
     Args:
         config: its `vlm_config` is filled if it is empty.

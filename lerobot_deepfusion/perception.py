@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModel
 
 from .expert import project_key_value
-from .fusion import Fusion, KeyValue, VlmStates, vlm_layers_needed
+from .fusion import Fusion, KeyValue, VlmStates, source_layers, vlm_layers_needed
 from .limits import check_vlm_model, without_code
 from .masks import causal_mask, positions_from_valid
 from .tiny import TinyVisionConfig
@@ -103,18 +103,23 @@ class Perception(nn.Module):
 
     Args:
         vlm_config: config of the whole LLaVA.
-        fusion: decides where the text model ends.
+        fusion: what the expert reads.
         pooling: patches are averaged in blocks of `pooling` x `pooling` before the projector.
+        sources: see `source_layers`; by default every layer. With the fusion it decides where the text model ends.
 
     Raises:
         ValueError: for a LLaVA that can't be cut exactly: features of several vision layers.
     """
 
-    def __init__(self, vlm_config: PreTrainedConfig, fusion: Fusion, pooling: int = 1) -> None:
+    def __init__(
+        self, vlm_config: PreTrainedConfig, fusion: Fusion, pooling: int = 1, sources: list[int] | None = None
+    ) -> None:
         super().__init__()
         self.pooling = pooling
         self.fusion = fusion
-        self.config = _cut_config(vlm_config, fusion)
+        self.vlm_depth = vlm_config.text_config.num_hidden_layers  # before the cut
+        self.sources = sources or source_layers(fusion, self.vlm_depth)
+        self.config = _cut_config(vlm_config, fusion, self.sources)
         llava = AutoModel.from_config(self.config)
         self.vision_tower = llava.vision_tower
         self.multi_modal_projector = llava.multi_modal_projector
@@ -175,18 +180,18 @@ class Perception(nn.Module):
         text = self.language_model
         position_embeddings = text.rotary_emb(x, positions_from_valid(valid))
         mask = None if right_padded else causal_mask(valid)
-        context: list[KeyValue | Tensor] = []
-        for layer in text.layers:
-            if self.fusion == "hidden":
-                context.append(x)
+        # What a layer that is not read leaves is let go at once.
+        read, states = set(self.sources), {}
+        for index, layer in enumerate(text.layers):
+            state = x
             x, key_value = layer(x, position_embeddings, mask)
-            if self.fusion == "kv":
-                context.append(key_value)
+            if index in read:
+                states[index] = key_value if self.fusion == "kv" else state
         if self.fusion == "hidden":
-            context.append(x)
+            states[len(text.layers)] = x
         if self.fusion == "late":
-            context = [text.norm(x)] * len(text.layers)
-        return VlmStates(context, valid, position_embeddings)
+            states = dict.fromkeys(read, text.norm(x))
+        return VlmStates([states[index] for index in self.sources], valid, position_embeddings)
 
 
 def context_window(config: PreTrainedConfig) -> int:
@@ -224,7 +229,7 @@ def pool_patches(features: Tensor, pooling: int) -> Tensor:
     return F.avg_pool2d(grid, pooling).flatten(2).transpose(1, 2)
 
 
-def _cut_config(vlm_config: PreTrainedConfig, fusion: Fusion) -> PreTrainedConfig:
+def _cut_config(vlm_config: PreTrainedConfig, fusion: Fusion, sources: list[int]) -> PreTrainedConfig:
     config = copy.deepcopy(vlm_config)
     layer = config.vision_feature_layer
     if not isinstance(layer, int):
@@ -232,7 +237,7 @@ def _cut_config(vlm_config: PreTrainedConfig, fusion: Fusion) -> PreTrainedConfi
     vision, text = config.vision_config, config.text_config
     vision.num_hidden_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
     vision.vision_use_head = False  # SigLIP's attention pooling
-    whole, key_value_only = vlm_layers_needed(fusion, text.num_hidden_layers)
+    whole, key_value_only = vlm_layers_needed(fusion, sources)
     text.num_hidden_layers = whole + key_value_only
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[: text.num_hidden_layers]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import enlarge
 
-from benchmarks import clock, measures, memory, report, speed
+from benchmarks import clock, measures, memory, report, speed, switch_costs
 from benchmarks.arms import deepfusion_model
 from benchmarks.literal import LiteralPlan
 from benchmarks.shapes import make_inputs, shape_of
@@ -117,6 +117,20 @@ def test_cases_and_arms_that_are_not_there() -> None:
         shape_of("S256-X1")
     with pytest.raises(ValueError, match="arm 'pi1': choose from"):
         measures.build("pi1", "tiny")
+
+
+def test_costs_of_the_switch_are_those_in_the_docs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = switch_costs.ROWS[1], switch_costs.ROWS[-3]
+    monkeypatch.setattr(switch_costs, "ROWS", rows)
+    switch_costs.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + len(rows)
+    assert "fusion=hidden" in printed[2]
+    assert "late_gemma" in printed[3]
+    documented = (Path(__file__).parents[1] / "docs" / "design.md").read_text().splitlines()
+    assert [line for line in printed if line not in documented] == []
 
 
 @pytest.mark.slow

@@ -18,6 +18,42 @@ def test_there_are_configs() -> None:
     assert {path.stem for path in CONFIGS} >= {"tiny", "onevision_0.5b", "llava_1.5_7b", "llava_1.5_7b_lora"}
 
 
+EVERY_ROW = """
+policy:
+  type: deepfusion
+  vlm_path: llava-hf/llava-onevision-qwen2-0.5b-ov-hf
+  fusion: late
+  fusion_layers: first_8
+  action_expert_type: late_gemma
+  action_attention: causal
+  expert_width_multiplier: 0.5
+  expert_num_layers: 4
+  expert_init: random
+  time_conditioning: token
+  num_flow_samples: 2
+  knowledge_insulation: true
+"""
+
+
+def test_every_row_of_the_switch_from_yaml_and_command_line(tmp_path: Path) -> None:
+    """The fields of a file, or of the command line over it, reach the network."""
+    (tmp_path / "rows.yaml").write_text(EVERY_ROW)
+    common = ["--dataset.repo_id=local/x", "--policy.device=cpu"]
+    config = draccus.parse(TrainPipelineConfig, config_path=str(tmp_path / "rows.yaml"), args=common).policy
+    model = build(config)
+    expert = model.expert.backbone.config
+    assert len(model.perception.language_model.layers) == 8
+    assert (expert.num_hidden_layers, expert.hidden_size, expert.num_key_value_heads) == (4, 448, 1)
+    assert (expert.gemma, expert.causal, expert.adarms, config.num_flow_samples) == (True, True, False, 2)
+    flags = ["fusion=kv", "fusion_layers=every_3", "action_expert_type=deep_llama", "action_attention=bidirectional"]
+    args = [*common, *(f"--policy.{flag}" for flag in [*flags, "expert_num_layers=null"])]
+    config = draccus.parse(TrainPipelineConfig, config_path=str(tmp_path / "rows.yaml"), args=args).policy
+    model = build(config)
+    assert model.perception.sources == [2, 5, 8, 11, 14, 17, 20, 23]
+    expert = model.expert.backbone.config
+    assert (expert.num_hidden_layers, expert.gemma, expert.causal) == (8, False, False)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_parses_and_builds(path: Path) -> None:
     config = draccus.parse(

@@ -19,10 +19,13 @@ from lerobot_deepfusion.lockstep import DeepFusionModel
 STATE_DIM, ACTION_DIM, CHUNK = 5, 3, 6
 
 
-def build(make: str, fusion: str, width: float = 1.0, time: str = "adarms") -> DeepFusionModel:
+def build(
+    make: str, fusion: str, width: float = 1.0, time: str = "adarms", depth: int = 3, **switch
+) -> DeepFusionModel:
     torch.manual_seed(0)
-    model = DeepFusionModel(llava_config(make), fusion, width, time, STATE_DIM + 2, ACTION_DIM + 1).eval()
-    source = plain_llava(make).model.state_dict()
+    config = llava_config(make, num_hidden_layers=depth)
+    model = DeepFusionModel(config, fusion, width, time, STATE_DIM + 2, ACTION_DIM + 1, **switch).eval()
+    source = plain_llava(make, config).model.state_dict()
     perception = model.perception
     perception.load_state_dict({key: source[key] for key in perception.state_dict()})
     enlarge(model.expert)
@@ -295,7 +298,7 @@ def test_mutations_are_seen(fusion: str, monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(expert, "expert_positions", lambda v, n, k: torch.arange(n).repeat(k).expand(len(v), -1))
         assert moved() > 0.1
     with monkeypatch.context() as patch:  # padding is attended to
-        patch.setattr(expert, "expert_mask", lambda v, n, k: None if k == 1 else expert_mask_all(v, n, k))
+        patch.setattr(expert, "expert_mask", lambda v, n, k, _: None if k == 1 else expert_mask_all(v, n, k))
         assert moved() > 0.1
     states = prefill(model, x)
     if fusion != "late":  # layers swapped

@@ -18,6 +18,14 @@ def test_expert_mask_is_the_documented_example() -> None:
     assert mask[0, 0].int().tolist() == expected
 
 
+def test_causal_expert_mask_is_the_documented_example() -> None:
+    """The prefix is seen whole, and of the own flow sample what stands before; for one sample too."""
+    valid = torch.tensor([[True, False]])
+    expected = [[1, 0, 1, 0, 0, 0], [1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1]]
+    assert expert_mask(valid, tokens=2, samples=2, causal=True)[0, 0].int().tolist() == expected
+    assert expert_mask(valid, tokens=2, samples=1, causal=True)[0, 0].int().tolist() == [[1, 0, 1, 0], [1, 0, 1, 1]]
+
+
 def test_one_flow_sample_needs_one_row() -> None:
     mask = expert_mask(torch.tensor([[True, False], [False, True]]), tokens=3, samples=1)
     assert mask.shape == (2, 1, 1, 5)

@@ -375,11 +375,18 @@ def test_optimizer_is_fused_and_equals_the_plain_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion", ["kv", "hidden"])
-def test_compiled_denoise_step(fusion: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fusion": "kv"},
+        {"fusion": "hidden"},
+        {"fusion": "late", "action_expert_type": "late_gemma", "action_attention": "causal"},
+    ],
+)
+def test_compiled_denoise_step(options: dict) -> None:
     """One graph for all steps, chunks and episodes; actions equal the eager ones. Worst error: 5.4e-7."""
-    policy, batch, _ = make(fusion=fusion, compile_model=True)
-    eager, _, _ = make(fusion=fusion)
+    policy, batch, _ = make(**options, compile_model=True)
+    eager, _, _ = make(**options)
     torch._dynamo.reset()
     counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
