@@ -146,7 +146,7 @@ def _bars(axis: Any, what: str, table: list[Row]) -> None:
     axis.set_xticks(range(len(cases)), cases, rotation=30, ha="right", fontsize=7)
     axis.axhline(1, color="black", linewidth=0.7)
     axis.set_title(f"{what}: time / pi0's", fontsize=9)
-    axis.legend(fontsize=6)
+    axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, not over them
 
 
 def _lines(axis: Any, name: str, table: list[Row]) -> None:
