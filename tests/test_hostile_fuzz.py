@@ -131,8 +131,8 @@ def fuzz(examples: int) -> Any:
 
 FILES = ["config.json", *PROCESSOR_FILES]
 STATES = [
-    "policy_preprocessor_step_2_deepfusion_prompt_processor.safetensors",
-    "policy_preprocessor_step_4_normalizer_processor.safetensors",
+    "policy_preprocessor_step_3_deepfusion_prompt_processor.safetensors",
+    "policy_preprocessor_step_5_normalizer_processor.safetensors",
     "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
 ]
 
