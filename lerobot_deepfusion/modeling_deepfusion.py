@@ -5,7 +5,6 @@ Axis letters: B batch, C cameras, S prefix tokens, K flow samples, T actions of 
 
 from __future__ import annotations
 
-import builtins
 import logging
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
@@ -13,46 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
-from lerobot.configs import PreTrainedConfig
-from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
-from lerobot.utils.constants import (
-    ACTION,
-    OBS_LANGUAGE_ATTENTION_MASK,
-    OBS_LANGUAGE_TOKENS,
-    OBS_STATE,
-    PRETRAINED_MODEL_DIR,
-)
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
 from .adapters import adapter_targets, check_adapter_targets
-from .checkpoint_files import check_checkpoint_files
 from .checks import check_action, check_chunk, check_dataset, check_observation
-from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
+from .configuration_deepfusion import TINY, DeepFusionConfig
 from .describe import describe
 from .flow import euler_times, flow_error, interpolate
 from .fusion import VlmStates
-from .hub import model_card, safe_push
 from .images import random_shift
 from .lockstep import build_model, frozen_modules
 from .observation import stack_cameras
 from .optim import parameter_groups
 from .perception import context_window
 from .prompt import expand_image_token
-from .saving import warn_of_little_room, whole_save
 from .sharding import keep_types, unit_classes
+from .stored_policy import StoredPolicy
 from .vlm_source import check_vlm_config, check_vlm_weights, load_vlm_weights, read_vlm_config
-from .weights import empty_weights, load_weights, stored_tensors
+from .weights import empty_weights
 
 logger = logging.getLogger(__name__)
 
-HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
-
-class DeepFusionPolicy(PreTrainedPolicy):
+class DeepFusionPolicy(StoredPolicy):
     """A LLaVA perceives, an action expert beside it acts (see `lockstep`).
 
     Args:
@@ -64,9 +50,6 @@ class DeepFusionPolicy(PreTrainedPolicy):
     Raises:
         ValueError: if the config is wrong, or the data set can't be learned from; see `check_dataset`.
     """
-
-    config_class = DeepFusionConfig
-    name = "deepfusion"
 
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
         super().__init__(config)
@@ -114,89 +97,7 @@ class DeepFusionPolicy(PreTrainedPolicy):
                 f"attends over {context_window(perception.config)}. Use fewer cameras or policy.image_token_pooling"
             )
 
-    # --- loading ------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(
-        cls: builtins.type[DeepFusionPolicy],
-        pretrained_name_or_path: str | Path,
-        *,
-        config: PreTrainedConfig | None = None,
-        strict: bool = True,
-        **kwargs: Any,
-    ) -> DeepFusionPolicy:
-        """Load a checkpoint; nothing but its own files is read.
-
-        Args:
-            pretrained_name_or_path: directory or Hub id.
-            config: used in place of the checkpoint's; must have the same architecture.
-            strict: always taken as True: every weight must be there and none left over.
-            kwargs: as LeRobot's `from_pretrained` (`revision`, `token`, ...).
-
-        Raises:
-            ValueError: if the checkpoint is of another policy type, its config is wrong, `config` describes
-                another architecture, or a file is damaged or names something outside the checkpoint.
-            RuntimeError: if a weight is missing, left over or of another shape; the message names it.
-        """
-        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        saved = read_checkpoint_config(pretrained_name_or_path, **hub)
-        check_checkpoint_files(pretrained_name_or_path, **hub)
-        if config is None:
-            config = saved
-        elif not isinstance(config, DeepFusionConfig):
-            raise ValueError(f"a config of type {config.type!r} does not describe a 'deepfusion' policy")
-        config.vlm_config = config.vlm_config or saved.vlm_config
-        config.require_architecture_of(saved, pretrained_name_or_path)
-        _adopt_state_size(config, kwargs.get("dataset_meta"))
-        return super().from_pretrained(
-            pretrained_name_or_path, config=config, strict=True, vlm_weights=False, **kwargs
-        )
-
-    @classmethod
-    def _load_as_safetensor(  # type: ignore[override]
-        cls, model: DeepFusionPolicy, model_file: str, map_location: str, strict: bool
-    ) -> DeepFusionPolicy:
-        load_weights(model, stored_tensors([Path(model_file)]), model_file)
-        if model.config.use_peft:
-            # Adapters are to come; a VLM of 7B in float32 would not be there for them on a card of 24 GB.
-            model.model.perception.requires_grad_(False)
-        model._set_precision()
-        return model
-
-    def _set_precision(self) -> None:
-        """Trained weights are float32; frozen ones follow `config.dtype`, since no update can get lost."""
-        frozen = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
-        for parameter in self.parameters():
-            dtype = torch.float32 if parameter.requires_grad else frozen
-            if parameter.dtype != dtype:
-                parameter.data = parameter.data.to(dtype)
-
-    # --- saving -------------------------------------------------------------------------------------------
-
-    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """LeRobot's, whole or not at all.
-
-        Raises:
-            OSError: on a full disk; the message has the folder, the bytes needed and the bytes free.
-        """
-        weights = (self.state_dict() if state_dict is None else state_dict).values()
-        with whole_save(save_directory, sum(value.numel() * value.element_size() for value in weights)) as partial:
-            super()._save_pretrained(partial, state_dict=state_dict)
-        if save_directory.name == PRETRAINED_MODEL_DIR:  # lerobot-train's checkpoint: AdamW's two moments follow
-            warn_of_little_room(save_directory, sum(8 * p.numel() for p in self.parameters() if p.requires_grad))
-
-    def push_model_to_hub(
-        self, cfg: TrainPipelineConfig, *args: Any, dataset_meta: Any = None, **kwargs: Any
-    ) -> None:
-        """LeRobot's push at the end of training; a failure names the checkpoint and how to push it later."""
-        with safe_push(self.config, cfg, dataset_meta):
-            super().push_model_to_hub(cfg, *args, dataset_meta=dataset_meta, **kwargs)
-
-    def generate_model_card(
-        self, *args: Any, cfg: TrainPipelineConfig | None = None, dataset_meta: Any = None
-    ) -> ModelCard:
-        """The card that a push uploads; the positional arguments are in the config too."""
-        return model_card(self.config, cfg, dataset_meta)
+    # --- what is trained ----------------------------------------------------------------------------------
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> PreTrainedPolicy:
         """LeRobot's, after which the base weights are frozen and so follow `config.dtype`."""
@@ -365,9 +266,3 @@ class DeepFusionPolicy(PreTrainedPolicy):
             chunk = self.predict_action_chunk(batch, **kwargs)
             self._action_queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
         return self._action_queue.popleft()
-
-
-def _adopt_state_size(config: DeepFusionConfig, dataset_meta: Any) -> None:
-    """Fine-tuning on another robot: LeRobot takes the action's size from the data set, and leaves the state's."""
-    if dataset_meta is not None and OBS_STATE in dataset_meta.features and config.robot_state_feature is not None:
-        config.robot_state_feature.shape = tuple(dataset_meta.features[OBS_STATE]["shape"])

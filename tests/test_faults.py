@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import TINY_YAML, write_noise
 from lerobot.policies.factory import make_pre_post_processors
-from test_plugin import TINY_YAML, write_noise
 from test_policy import STATS, make_batch, make_config
 
 from lerobot_deepfusion import dataset_files, recover

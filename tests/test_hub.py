@@ -18,6 +18,7 @@ import draccus
 import pandas as pd
 import pytest
 import torch
+from commands import run, write_noise
 from hub_server import Hub
 from huggingface_hub import ModelCard, constants
 from lerobot.common.train_utils import save_checkpoint, update_last_checkpoint
@@ -25,7 +26,6 @@ from lerobot.configs.default import DatasetConfig
 from lerobot.configs.eval import EvalPipelineConfig
 from lerobot.configs.train import TrainPipelineConfig
 from safetensors.torch import load_file
-from test_plugin import run, write_noise
 from test_policy import STATS, make_batch, make_config
 
 from lerobot_deepfusion.hub import main, model_card, write_card

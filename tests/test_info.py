@@ -93,6 +93,17 @@ def storages(states: VlmStates) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
+def assert_context_is_exact(
+    counted: DeepFusionModel, model: DeepFusionModel, precision: memory.Precision, half: bool
+) -> None:
+    """Bytes counted of one model, which may be empty, are those that a pass of the other leaves."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        states = model.prefill(*(make_inputs(model)[name] for name in ("pixels", "tokens", "valid")))
+        projected = model.project_contexts(states)
+    assert memory.context_bytes(counted, LOAD, precision) == sum(storages(states).values())
+    assert memory.key_value_bytes(counted, LOAD, precision) == sum(storages(projected).values())
+
+
 def held_after_forward(model: DeepFusionModel, half: bool) -> int:
     """Bytes that autograd saves and the context holds, each storage once, weights apart."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -153,12 +164,7 @@ def test_parameters_and_key_values_are_exact(fusion: str) -> None:
             assert counts[part] == sum(parameter.numel() for parameter in module.parameters())
         assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
         assert memory.parameters(model, trained=True) == {p: counts[p] * (p in trained) for p in memory.PARTS}
-        with torch.no_grad():
-            _, states = forward(model, make_inputs(model), half)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                projected = model.project_contexts(states)
-        assert memory.context_bytes(empty, LOAD, precision) == sum(storages(states).values())
-        assert memory.key_value_bytes(empty, LOAD, precision) == sum(storages(projected).values())
+        assert_context_is_exact(empty, model, precision, half)
 
 
 @pytest.mark.parametrize(("fusion", "switch"), SWITCHES)
@@ -170,12 +176,7 @@ def test_switch_is_counted(fusion: str, switch: dict) -> None:
     for half, checkpointing, shape in product((False, True), (False, True), SHAPES):
         model = small_model("clip_llama", fusion, *shape, **switch)
         precision = prepare(model, ALL, half, checkpointing)
-        with torch.no_grad():
-            _, states = forward(model, make_inputs(model), half)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                projected = model.project_contexts(states)
-        assert memory.context_bytes(model, LOAD, precision) == sum(storages(states).values())
-        assert memory.key_value_bytes(model, LOAD, precision) == sum(storages(projected).values())
+        assert_context_is_exact(model, model, precision, half)
         ratio = estimated(model, precision, ALL, half, checkpointing) / held_after_forward(model, half)
         assert ratio == pytest.approx(1, abs=0.06 if checkpointing else 0.015), (half, checkpointing, shape)
 

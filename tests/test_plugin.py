@@ -4,52 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from checkpoints import write_llava
+from commands import SHORT, TINY_YAML, run, write_noise
 from lerobot.policies.factory import make_pre_post_processors
 from test_policy import STATS, make_config
 
 from lerobot_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
-
-# Runs a console script of the environment with every connection to another machine refused, and writes the
-# actions that the policy chooses to a file.
-OFFLINE = """
-import runpy, socket, sys
-from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
-def refuse(*args, **kwargs):
-    raise AssertionError(f"a connection was tried: {args}")
-socket.socket.connect = socket.getaddrinfo = refuse
-record, sys.argv = open(sys.argv[1], "wb"), sys.argv[2:]
-select_action = DeepFusionPolicy.select_action
-def recorded(self, batch):
-    action = select_action(self, batch)
-    record.write(action.numpy().tobytes())
-    return action
-DeepFusionPolicy.select_action = recorded
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def run(*command: str, offline: Path | None = None, hub: bool = False, fails: bool = False) -> str:
-    """Run one of LeRobot's commands; `offline` is where the actions go, `hub` says that one is running."""
-    script = Path(sys.executable).with_name(command[0])
-    prefix = [sys.executable, "-c", OFFLINE, str(offline)] if offline else [sys.executable]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0" if offline or hub else "1", "OMP_WAIT_POLICY": "passive"}
-    result = subprocess.run(
-        [*prefix, str(script), *command[1:]], capture_output=True, text=True, env=environment, timeout=280
-    )
-    assert (result.returncode != 0) == fails, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stdout + result.stderr
 
 
 def test_distribution_is_found_by_its_raw_name() -> None:
@@ -84,7 +53,7 @@ def test_only_the_faces_import_lerobot() -> None:
     }
     faces = {f"{part}_deepfusion.py" for part in ("configuration", "modeling", "processor")}
     # Which the network does not need.
-    outside = "adapters checkpoint_files checks demos describe hub info optim policy_server recover"
+    outside = "adapters checkpoint_files checks demos describe hub info optim policy_server recover stored_policy"
     faces |= {f"{name}.py" for name in outside.split()}
     assert {path for path in with_lerobot if not path.startswith("sim/")} == faces
 
@@ -97,33 +66,6 @@ def test_help_explains_every_field() -> None:
     assert [name for name in own if f"--policy.{name}" not in text] == []
     assert "keys and values" in text
     assert "Actions executed before the policy looks again" in " ".join(text.split())
-
-
-def write_noise(root: Path, cameras: tuple[str, ...], state: int, action: int) -> list[str]:
-    """A data set of noise; returns the options that name it to LeRobot."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    features = {
-        f"observation.{name}": {"dtype": "image", "shape": (96, 96, 3), "names": ["height", "width", "channels"]}
-        for name in cameras
-    }
-    features["observation.state"] = {"dtype": "float32", "shape": (state,), "names": list("abcdefg"[:state])}
-    features["action"] = {"dtype": "float32", "shape": (action,), "names": list("abcdefg"[:action])}
-    data = LeRobotDataset.create("local/noise", fps=10, features=features, root=root, use_videos=False)
-    rng = np.random.default_rng(0)
-    for _ in range(2):
-        for _ in range(12):
-            frame = {f"observation.{name}": rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for name in cameras}
-            frame["observation.state"] = rng.uniform(0, 512, state).astype(np.float32)
-            frame["action"] = rng.uniform(0, 512, action).astype(np.float32)
-            data.add_frame({**frame, "task": ""})
-        data.save_episode()
-    data.finalize()
-    return ["--dataset.repo_id=local/noise", f"--dataset.root={root}"]
-
-
-TINY_YAML = Path(__file__).parents[1] / "configs/policy/tiny.yaml"
-SHORT = ["--num_workers=0", "--log_freq=1", "--save_freq=2", "--batch_size=4"]
 
 
 @pytest.mark.slow

@@ -303,11 +303,16 @@ def test_train_keeps_frozen_parts_in_eval() -> None:
 
 
 def test_knowledge_insulation_cuts_the_gradient() -> None:
-    """Exactly none of the expert's gradient reaches the VLM."""
+    """Exactly none of the expert's gradient reaches the VLM; the expert's own is the same to the bit."""
     policy, batch, _ = make(knowledge_insulation=True)
-    loss(policy, batch).backward()
+    open_, _, _ = make()
+    for one in (policy, open_):
+        loss(one, batch).backward()
     assert all(p.grad is None for p in policy.model.perception.parameters())
+    assert any(p.grad.abs().max() > 0 for p in open_.model.perception.parameters())
     assert policy.model.expert.action_in_proj.weight.grad.any()
+    for a, b in zip(policy.model.expert.parameters(), open_.model.expert.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
 
 
 def test_bfloat16_is_near_float32() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,10 +14,10 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from checkpoints import write_llava
+from commands import SHORT, TINY_YAML, finish, write_noise
 from conftest import llava_config
 from processes import CASES, LLAVAS, STRATEGIES, build, config_of, padded_batch, train
 from safetensors.torch import load_file
-from test_plugin import SHORT, TINY_YAML, write_noise
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -42,12 +40,7 @@ WEIGHTS = {"float32": 5e-3, "bfloat16": 0.1}
 def launch(*arguments: object) -> str:
     """`accelerate launch` two processes."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=290
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    return result.stdout + result.stderr
+    return finish(*command, *arguments, OMP_NUM_THREADS="1")
 
 
 @pytest.fixture(scope="module")
