@@ -115,7 +115,8 @@ class DeepFusionPolicy(StoredPolicy):
             if not any(parameter.requires_grad for parameter in module.parameters()):  # no adapters within
                 module.eval()
         # What is trained is settled here: LeRobot may have put adapters around the policy since it was built.
-        self._set_precision()
+        if self.config.use_peft:  # only then, since acting comes through here for every chunk
+            self._set_precision()
         if mode and self.config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         return self
