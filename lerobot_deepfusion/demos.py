@@ -35,6 +35,7 @@ class Recipe:
     size: int
     seed: int
     noise: float
+    cameras: str = ""
 
     def parts(self) -> Iterator[Part]:
         """The parts in order; each has its own range of seeds."""
@@ -73,7 +74,7 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
     datasets.disable_progress_bars()  # one for each episode, over the one that counts episodes
     root = folder / f"{part.name}.partial"
     shutil.rmtree(root, ignore_errors=True)
-    expert = experts.make(recipe.simulator, part.task, size=recipe.size, noise=recipe.noise)
+    expert = experts.make(recipe.simulator, part.task, size=recipe.size, noise=recipe.noise, cameras=recipe.cameras)
     data = LeRobotDataset.create(
         f"local/{part.name}",
         fps=expert.fps,
@@ -185,6 +186,9 @@ def main(argv: list[str] | None = None) -> None:
         help="standard deviation of the noise on the executed action (full scale is 1); the recorded action "
         "is the expert's own, so the data show how to recover",
     )
+    parser.add_argument(
+        "--cameras", default="", help="comma-separated Meta-World cameras (corner2,corner); default: LeRobot's one"
+    )
     parser.add_argument("--workers", type=int, default=2, help="recording processes")
     args = parser.parse_args(argv)
     if args.episodes < 1:
@@ -197,6 +201,7 @@ def main(argv: list[str] | None = None) -> None:
         size=args.size,
         seed=args.seed,
         noise=args.noise,
+        cameras=args.cameras,
     )
     try:
         counts = record(recipe, args.root, args.workers)

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from lerobot.envs.metaworld import TASK_DESCRIPTIONS, MetaworldEnv
 from metaworld import MT1
+from mujoco import mj_name2id, mjtObj
 
 # Frames are rendered twice as large and averaged: on a software renderer, which spends its time on the
 # robot's 67,000 faces and not on pixels, this costs less than multisampling (27 against 39 ms a frame).
 SUPERSAMPLING = 2
+UPSIDE_DOWN = ("corner", "corner2", "corner3")  # the cameras that Meta-World mounts that way
 
 
 class FastMetaworld(MetaworldEnv):
@@ -21,6 +24,7 @@ class FastMetaworld(MetaworldEnv):
     Args:
         task: a Meta-World v3 task such as `push-v3`.
         episode_length: steps until an episode is cut off.
+        cameras: names of Meta-World's cameras; with one, `pixels` is its picture, with several a dict of them.
         kwargs: `observation_width` and `observation_height` in pixels, and what LeRobot's takes.
 
     Raises:
@@ -28,14 +32,25 @@ class FastMetaworld(MetaworldEnv):
     """
 
     _env: Any
+    observation_space: spaces.Dict
 
-    def __init__(self, task: str, episode_length: int = 500, **kwargs: Any) -> None:
+    def __init__(
+        self, task: str, episode_length: int = 500, cameras: tuple[str, ...] = ("corner2",), **kwargs: Any
+    ) -> None:
         if task.removeprefix("metaworld-") not in TASK_DESCRIPTIONS:
             raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(sorted(TASK_DESCRIPTIONS))}")
-        super().__init__(task, **kwargs)
+        super().__init__(task, camera_name=cameras[0], **kwargs)
+        self.cameras = cameras
+        if len(cameras) > 1:
+            picture = self.observation_space["pixels"]
+            self.observation_space = spaces.Dict(
+                {**self.observation_space.spaces, "pixels": spaces.Dict(dict.fromkeys(cameras, picture))}
+            )
         self._max_episode_steps = episode_length
         self._frame: np.ndarray | None = None
+        self._seen: dict[str, np.ndarray | None] = {}
         self._pictures = True
+        self._look_every, self._steps = 1, 0
         self._stepping = False
 
     def _ensure_env(self) -> None:
@@ -53,8 +68,7 @@ class FastMetaworld(MetaworldEnv):
         env.model.vis.quality.shadowsize = 0
         env.model.vis.quality.offsamples = 0
         env.set_task(mt1.train_tasks[0])
-        if self.camera_name == "corner2":
-            env.model.cam_pos[2] = [0.75, 0.075, 0.7]
+        env.model.cam_pos[2] = [0.75, 0.075, 0.7]  # corner2, nearer to the table
         env.reset()
         env._freeze_rand_vec = False
         env.seeded_rand_vec = True
@@ -63,18 +77,40 @@ class FastMetaworld(MetaworldEnv):
     def reset(self, seed: int | None = None, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         # LeRobot's step resets a finished episode at once, and the vector environment resets it again: the
         # first of the two is a wasted picture, and would be the last one of the video.
-        return ({}, {}) if self._stepping else super().reset(seed=seed, **kwargs)
+        if self._stepping:
+            return {}, {}
+        self._steps = 0
+        return super().reset(seed=seed, **kwargs)
+
+    def look_every(self, steps: int) -> None:
+        """From the next reset on, take a new picture only every so many steps and repeat it in between.
+
+        For a policy that executes so many actions before it looks again; rendering is nearly all of an episode's
+        time.
+        """
+        self._look_every = steps
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._stepping = True
+        self._steps += 1
         try:
             return super().step(action)
         finally:
             self._stepping = False
 
     def render(self) -> np.ndarray:
-        """The picture of the last observation, at the size at which it was rendered."""
-        return super().render() if self._frame is None else self._frame
+        """The first camera's picture of the last observation, at the size at which it was rendered."""
+        return self._picture(self.cameras[0]) if self._frame is None else self._frame
+
+    def _picture(self, camera: str) -> np.ndarray:
+        renderer = self._env.mujoco_renderer
+        if renderer.viewer is not None:
+            # Another simulator of this process may have rendered since, and MuJoCo draws into whichever OpenGL
+            # context is current: black, once that other one is closed.
+            renderer.viewer.make_context_current()
+        renderer.camera_id = mj_name2id(self._env.model, mjtObj.mjOBJ_CAMERA, camera)
+        image = renderer.render("rgb_array")
+        return np.flip(image, (0, 1)) if camera in UPSIDE_DOWN else image
 
     @contextmanager
     def without_pictures(self) -> Iterator[None]:
@@ -88,11 +124,14 @@ class FastMetaworld(MetaworldEnv):
     def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, Any]:
         self.raw_observation = raw_obs  # float64[39], the full state: for scripted experts only
         if not self._pictures:
-            return {"pixels": None, "agent_pos": raw_obs[:4]}
-        observation = super()._format_raw_obs(raw_obs)
-        self._frame = observation["pixels"]
-        observation["pixels"] = shrink(self._frame, SUPERSAMPLING)
-        return observation
+            self._seen = dict.fromkeys(self.cameras)
+        elif self._steps % self._look_every == 0:
+            frames = {camera: self._picture(camera) for camera in self.cameras}
+            self._frame = frames[self.cameras[0]]
+            self._seen = {camera: shrink(frame, SUPERSAMPLING) for camera, frame in frames.items()}
+        pixels = self._seen if len(self.cameras) > 1 else self._seen[self.cameras[0]]
+        observation = {"pixels": pixels, "agent_pos": raw_obs[:4]}
+        return {key: observation[key] for key in self.observation_space.spaces}
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:

@@ -15,6 +15,9 @@ from typing import Any
 import gymnasium as gym
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig, MetaworldEnv
+from lerobot.utils.constants import OBS_IMAGES
+
+CAMERAS = ("corner2", "corner", "corner3", "topview", "behindGripper", "gripperPOV")
 
 
 @EnvConfig.register_subclass("metaworld_fast")
@@ -27,11 +30,14 @@ class MetaworldFastEnv(MetaworldEnv):
             `very_hard`), as for LeRobot's `metaworld`.
         episode_length: steps until an episode counts as failed.
         observation_size: width and height of the frames, pixels.
+        cameras: one of `CAMERAS`, which policies see as `observation.image`, or a comma-separated list, which they
+            see as `observation.images.<name>`.
     """
 
     task: str = "push-v3"
     episode_length: int = 150
     observation_size: int = 96
+    cameras: str = "corner2"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,8 +45,23 @@ class MetaworldFastEnv(MetaworldEnv):
             raise ValueError(f"env.episode_length={self.episode_length}: Meta-World allows 1 to 500 steps")
         if self.observation_size < 16:
             raise ValueError(f"env.observation_size={self.observation_size}: needs at least 16 pixels")
-        shape = (self.observation_size, self.observation_size, 3)
-        self.features["pixels/top"] = PolicyFeature(type=FeatureType.VISUAL, shape=shape)
+        unknown = [name for name in self.camera_names if name not in CAMERAS]
+        if unknown or not self.camera_names or len(set(self.camera_names)) < len(self.camera_names):
+            raise ValueError(
+                f"env.cameras={self.cameras!r}: name each once, comma-separated; there are {', '.join(CAMERAS)}"
+            )
+        picture = PolicyFeature(type=FeatureType.VISUAL, shape=(self.observation_size, self.observation_size, 3))
+        if len(self.camera_names) == 1:
+            self.features["pixels/top"] = picture
+            return
+        self.features.pop("pixels/top", None)
+        for name in self.camera_names:
+            self.features[f"pixels/{name}"] = picture
+            self.features_map[f"pixels/{name}"] = f"{OBS_IMAGES}.{name}"
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.cameras.split(",") if name.strip())
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
@@ -49,6 +70,7 @@ class MetaworldFastEnv(MetaworldEnv):
             "observation_width": self.observation_size,
             "observation_height": self.observation_size,
             "episode_length": self.episode_length,
+            "cameras": self.camera_names,
         }
 
     def make(self, task: str) -> gym.Env:

@@ -1,0 +1,122 @@
+"""Does deep fusion beat late fusion? One code path, equal data, equal CPU minutes, success in the simulator.
+
+    python -m benchmarks.fusion_study                # every run that the results lack, two at a time
+    python -m benchmarks.fusion_study --hours 2      # no new one after two hours; the same command goes on later
+    python -m benchmarks.fusion_study --smoke        # the same road in two minutes, for CI
+    python -m benchmarks.fusion_study --report       # tables and plots of what is there
+
+Records the demonstrations it lacks, trains each policy in a process and on a thread of its own, and adds its rows to
+`benchmarks/results/fusion_study.csv` when it is judged: a run is in there whole or will be done again. What is
+compared is in `benchmarks/study/arms.py`, what was found in docs/study.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lerobot_deepfusion import demos
+
+from .study import report, results
+from .study.arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, TASKS, Run, plan
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "fusion_study.csv"
+PRETRAINING_MINUTES, EPISODES, NOISE = 8.0, 50, 0.1
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def record(out: Path, name: str, smoke: bool, workers: int) -> None:
+    """Demonstrations of a task of the study, unless they are there."""
+    task = PRETRAINING if name == PRETRAINED else TASKS[name]
+    root = out / "data" / name
+    if not root.exists():
+        recipe = demos.Recipe(
+            simulator="metaworld",
+            tasks=task.environments,
+            episodes=2 if smoke else task.demonstrations,
+            size=96,
+            seed=demos.FIRST_SEED,
+            noise=NOISE,
+            cameras="" if task.cameras == "corner2" else task.cameras,
+        )
+        print(f"{name}: {demos.record(recipe, root, workers)}", flush=True)
+
+
+def start(run: Run, out: Path, episodes: int) -> Path:
+    """One run in a process of its own; where its result is.
+
+    Raises:
+        RuntimeError: if it fails; its log is named.
+    """
+    log = out / "logs" / f"{run.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.study.run", f"--task={run.task}", f"--arm={run.arm}"]
+    command += [f"--seed={run.seed}", f"--minutes={run.minutes}", f"--episodes={episodes}", f"--out={out.resolve()}"]
+    command += ["--controls"] * run.controls
+    with log.open("w") as file:
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=file, stderr=file)
+    if done.returncode:
+        raise RuntimeError(f"{run.name} failed; see {log}")
+    return out / "runs" / f"{run.name}.json"
+
+
+def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
+    """Do what is missing, `lanes` runs at a time; how many failed."""
+    done = {row["run"] for row in results.load(table)}
+    missing = [run for run in (SMOKE if smoke else plan()) if run.name not in done]
+    minutes = sum(run.minutes for run in missing)
+    print(f"{len(missing)} runs to do, {minutes:.0f} CPU minutes of training; results in {table}", flush=True)
+    for name in dict.fromkeys(run.task for run in missing):
+        record(out, name, smoke, lanes)
+    if any(ARMS[run.arm].pretrained for run in missing) and not (out / "vlms" / PRETRAINED).exists():
+        # Few runs need it, but then no lane has to wait for another.
+        record(out, PRETRAINED, smoke, lanes)
+        start(Run(PRETRAINED, "late", missing[-1].minutes if smoke else PRETRAINING_MINUTES), out, 1)
+    deadline, failed = time.monotonic() + hours * 3600, []
+
+    def one(run: Run) -> None:
+        if time.monotonic() > deadline:
+            return
+        try:
+            rows = results.add(table, start(run, out, 1 if smoke else EPISODES))
+        except RuntimeError as error:
+            failed.append(run)
+            print(error, flush=True)
+        else:
+            print(results.summary(rows), flush=True)
+
+    with ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(one, missing))
+    return len(failed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=None, help="data, checkpoints and logs")
+    parser.add_argument("--lanes", type=int, default=2, help="runs at a time; one for each core")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
+    parser.add_argument("--smoke", action="store_true", help="tiny runs, results beside the data")
+    parser.add_argument("--report", action="store_true", help="run nothing; print the tables and draw the plots")
+    args = parser.parse_args()
+    out = args.out or Path("outputs/fusion_study_smoke" if args.smoke else "outputs/fusion_study")
+    table = out / "fusion_study.csv" if args.smoke else RESULTS
+    failed = 0 if args.report else study(out, table, args.lanes, args.hours, args.smoke)
+    report.tables(results.load(table))
+    report.plots(results.load(table), out if args.smoke else ROOT / "docs" / "images")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The fusion study: `python -m benchmarks.fusion_study`, docs/study.md."""

@@ -1,0 +1,141 @@
+"""What the study compares: tasks, arms and the list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set and the environments that its policy is evaluated in.
+
+    Attributes:
+        environments: Meta-World tasks; with several, the instruction is all that says which is meant.
+        demonstrations: recorded for each environment.
+        cameras: of the environment, comma-separated.
+        words: tokens of the longest instruction, and a few more.
+    """
+
+    environments: tuple[str, ...]
+    demonstrations: int
+    cameras: str = "corner2"
+    words: int = 32
+
+
+TASKS = {
+    "push": Task(("push-v3",), 160),
+    "faucet": Task(("faucet-open-v3", "faucet-close-v3"), 60, words=48),
+    "push_two_cameras": Task(("push-v3",), 160, cameras="corner2,gripperPOV"),  # the same episodes as `push`
+}
+# What a VLM learns before it is frozen, trained on, or copied into an expert: other tasks than those it then serves.
+PRETRAINING = Task(("drawer-open-v3", "window-open-v3", "button-press-topdown-v3"), 40, words=48)
+PRETRAINED = "pretrained"  # its data, its VLM
+
+REPLAY = "replay"
+# The recipe of configs/policy/tiny.yaml; what an arm says besides is what it is about.
+COMMON: dict[str, Any] = {
+    "chunk_size": 8,
+    "n_action_steps": 4,
+    "num_flow_samples": 4,
+    "num_inference_steps": 5,
+    "state_dropout": 0.3,
+    "max_state_dim": 8,
+    "max_action_dim": 8,
+    "optimizer_lr": 1e-3,
+    "device": "cpu",
+    "push_to_hub": False,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to build a policy.
+
+    Attributes:
+        says: what it is, for the table.
+        options: of `DeepFusionConfig`, over `COMMON`.
+        pretrained: whether its VLM has learned other tasks; else all weights are random.
+        peer: another policy than ours: `act`, `diffusion` or `pi0`, or `replay`, which is none.
+    """
+
+    says: str
+    options: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    peer: str | None = None
+
+
+ARMS = {
+    "kv": Arm("keys and values of every layer", {"fusion": "kv"}),
+    "hidden": Arm("hidden state of every layer", {"fusion": "hidden"}),
+    "late": Arm("last hidden state at every layer", {"fusion": "late"}),
+    "middle": Arm("keys and values of the middle half", {"fusion_layers": "middle"}),
+    "every_2": Arm("keys and values of every second layer", {"fusion_layers": "every_2"}),
+    "late_gemma": Arm("a Gemma on the last state", {"fusion": "late", "action_expert_type": "late_gemma"}),
+    "K1": Arm("one flow sample a pass", {"num_flow_samples": 1}),
+    "K8": Arm("eight flow samples a pass", {"num_flow_samples": 8}),
+    "token": Arm("time as a token", {"time_conditioning": "token"}),
+    "narrow": Arm("expert of half the width", {"expert_width_multiplier": 0.5}),
+    "wide": Arm("expert of twice the width", {"expert_width_multiplier": 2.0}),
+    "trained": Arm("VLM from other tasks, trained on", pretrained=True),
+    "copied": Arm("the same, its text model copied into the expert", {"expert_init": "vlm"}, pretrained=True),
+    "frozen": Arm("VLM from other tasks, frozen", {"train_expert_only": True}, pretrained=True),
+    "frozen_hidden": Arm("the same, `hidden`", {"train_expert_only": True, "fusion": "hidden"}, pretrained=True),
+    "frozen_late": Arm("the same, `late`", {"train_expert_only": True, "fusion": "late"}, pretrained=True),
+    "act": Arm("LeRobot's ACT", peer="act"),
+    "diffusion": Arm("LeRobot's Diffusion Policy", peer="diffusion"),
+    "pi0": Arm("LeRobot's pi0 at our shape, with our vision tower", peer="pi0"),
+    REPLAY: Arm("one demonstration, whatever is seen", peer=REPLAY),
+}
+HEADLINE_TASKS, HEADLINE_ARMS, SEEDS = ("push", "faucet"), ("kv", "hidden", "late"), (0, 1, 2)
+PEERS = tuple(name for name, arm in ARMS.items() if arm.peer and name != REPLAY)
+SINGLE = tuple(name for name in ARMS if name not in (*HEADLINE_ARMS, *PEERS, REPLAY))
+MINUTES, SHORT, LONG, PATIENT = 3.0, 1.5, 6.0, 12.0  # CPU minutes of training
+
+
+@dataclass(frozen=True)
+class Run:
+    """One policy, trained for so many CPU minutes and judged.
+
+    Attributes:
+        task: of `TASKS`.
+        arm: of `ARMS`.
+        minutes: of training.
+        seed: of weights, order and noise.
+        controls: whether it is judged with black images and with the other instruction too.
+    """
+
+    task: str
+    arm: str
+    minutes: float
+    seed: int = 0
+    controls: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.arm}-{self.minutes:g}m-{self.seed}"
+
+
+def plan() -> Iterator[Run]:
+    """Every run, the most telling first, since a study may stop anywhere."""
+    both = [(task, arm) for task in HEADLINE_TASKS for arm in HEADLINE_ARMS]
+    yield from (Run(task, REPLAY, 0) for task in HEADLINE_TASKS)
+    for seed in SEEDS:
+        yield from (Run(task, arm, MINUTES, seed) for task, arm in both)
+    yield from (Run(task, "kv", LONG, 0, controls=True) for task in HEADLINE_TASKS)
+    yield from (Run("push_two_cameras", arm, MINUTES) for arm in HEADLINE_ARMS)
+    yield from (Run(task, arm, MINUTES) for arm in SINGLE + PEERS for task in HEADLINE_TASKS)
+    for minutes in (LONG, SHORT):
+        for seed in SEEDS:
+            done = [("push", "kv"), ("faucet", "kv")] if (minutes, seed) == (LONG, 0) else []
+            yield from (Run(task, arm, minutes, seed) for task, arm in both if (task, arm) not in done)
+    yield from (Run(task, arm, PATIENT) for arm in PEERS for task in HEADLINE_TASKS)
+
+
+SMOKE = (
+    Run("push", REPLAY, 0),
+    Run("push_two_cameras", "kv", 0.02, controls=True),
+    Run("faucet", "frozen_late", 0.02),
+    Run("push", "act", 0.02),
+)

@@ -1,0 +1,112 @@
+"""The study's tables, as Markdown, and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, REPLAY
+from .results import Row, rate
+
+Key = tuple[str, str, float]  # task, arm, minutes
+
+
+def grouped(rows: list[Row]) -> dict[Key, list[Row]]:
+    """Rows without a control, by task, arm and minutes; the seeds of one arm are one group."""
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        if not row["control"]:
+            groups.setdefault((row["task"], row["arm"], row["minutes"]), []).append(row)
+    return groups
+
+
+def tables(rows: list[Row]) -> None:
+    """Print every arm's success, and the controls."""
+    print("\n| task | arm | minutes | seeds | success | 95% interval | by seed | samples | parameters, M |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (task, arm, minutes), group in sorted(grouped(rows).items(), key=lambda item: _order(item[0])):
+        seeds = sorted({row["seed"] for row in group})
+        share, low, high, _ = rate(group)
+        each = ", ".join(f"{rate([row for row in group if row['seed'] == seed])[0]:.0%}" for seed in seeds)
+        trained = "" if arm == REPLAY else f"{_mean(group, 'steps') * group[0]['batch']:,.0f}"
+        size = "" if arm == REPLAY else f"{group[0]['parameters'] / 1e6:.2f}"
+        print(
+            f"| {task} | `{arm}`: {ARMS[arm].says} | {minutes:g} | {len(seeds)} | **{share:.0%}** | "
+            f"{low:.0%} to {high:.0%} | {each} | {trained} | {size} |"
+        )
+    controlled = {row["run"] for row in rows if row["control"]}
+    print("\n| run | environment | as trained | black images | other text |")
+    print("| --- | --- | --- | --- | --- |")
+    for run, environment in dict.fromkeys((r["run"], r["environment"]) for r in rows if r["run"] in controlled):
+        cells = []
+        for control in ("", "black images", "other text"):
+            found = [r for r in rows if (r["run"], r["environment"], r["control"]) == (run, environment, control)]
+            share, low, high, _ = rate(found) if found else (0, 0, 0, 0)
+            cells.append(f"{share:.0%} ({low:.0%} to {high:.0%})" if found else "-")
+        print(f"| {run} | {environment} | {' | '.join(cells)} |")
+    minutes = sum({row["run"]: row["cpu_minutes"] or 0 for row in rows}.values())
+    print(f"\n{len({row['run'] for row in rows})} runs, {minutes / 60:.1f} CPU hours of training", flush=True)
+
+
+def _order(key: Key) -> tuple[Any, ...]:
+    task, arm, minutes = key
+    return task, minutes, list(ARMS).index(arm)
+
+
+def _mean(rows: list[Row], column: str) -> float:
+    return sum(row[column] for row in rows) / len(rows)
+
+
+def plots(rows: list[Row], folder: Path) -> None:
+    """`study_time.png`, success against minutes, and `study_parameters.png`, against size, in `folder`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = grouped(rows)
+    for name, draw in (("time", _draw_time), ("parameters", _draw_parameters)):
+        figure, axes = plt.subplots(1, len(HEADLINE_TASKS), figsize=(11, 4.2), sharey=True)
+        for axis, task in zip(axes, HEADLINE_TASKS, strict=True):
+            draw(axis, {key: group for key, group in groups.items() if key[0] == task})
+            axis.set(title=task, ylim=(-3, 103))
+        axes[0].set_ylabel("success, %")
+        axes[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.tight_layout()
+        figure.savefig(folder / f"study_{name}.png", dpi=110)
+        plt.close(figure)
+
+
+def _draw_time(axis: Any, groups: dict[Key, list[Row]]) -> None:
+    shown = (*HEADLINE_ARMS, "act", "diffusion", "pi0")
+    for index, arm in enumerate(shown):
+        at = sorted(key[2] for key in groups if key[1] == arm)
+        points = [rate(groups[key]) for m in at for key in groups if key[1:] == (arm, m)]
+        shifted = [minutes * (1 + 0.015 * (index - 1)) for minutes in at]
+        _bars(axis, shifted, points, arm, "-o" if arm in HEADLINE_ARMS else "--s")
+    for key, group in groups.items():
+        if key[1] == REPLAY:
+            axis.axhline(100 * rate(group)[0], color="grey", linewidth=0.8, linestyle=":", label="blind replay")
+    axis.set(xlabel="CPU minutes of training", xscale="log")
+    axis.set_xticks(ticks := sorted({key[2] for key in groups if key[2]}), [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+
+
+def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
+    counts = [minutes for _, arm, minutes in groups if arm in HEADLINE_ARMS]
+    usual = max(set(counts), key=counts.count) if counts else None  # the minutes that most arms have
+    usual = 3.0 if 3.0 in counts else usual
+    for index, (key, group) in enumerate(sorted(groups.items(), key=lambda item: _order(item[0]))):
+        if key[2] == usual:
+            marker = "osD^vP*X"[index % 8]
+            _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], marker)
+    axis.set(xlabel=f"parameters, M ({usual:g} CPU minutes)" if usual else "parameters, M", xscale="log")
+
+
+def _bars(axis: Any, x: list[float], points: list[tuple[float, float, float, int]], label: str, style: str) -> None:
+    """Shares with their intervals, in %."""
+    if x:
+        share, low, high, _ = ([100 * value for value in column] for column in zip(*points, strict=True))
+        below = [max(0, a - b) for a, b in zip(share, low, strict=True)]
+        above = [max(0, b - a) for a, b in zip(share, high, strict=True)]
+        axis.errorbar(x, share, yerr=[below, above], fmt=style, label=label, capsize=2, markersize=5, linewidth=1)

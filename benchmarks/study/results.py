@@ -1,0 +1,74 @@
+"""The study's CSV: one row for each run, environment and control, added a whole run at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from ..rollouts import wilson
+
+WHERE = ("machine", "torch", "transformers", "commit")
+COLUMNS = (
+    *("run", "task", "arm", "minutes", "seed", "environment", "control", "successes", "episodes"),
+    *("first_environment", "cpu_minutes", "steps", "batch", "loss"),
+    *("parameters", "trained_parameters", "expert_parameters", *WHERE),
+)
+_writing = threading.Lock()
+
+Row = dict[str, Any]
+
+
+def load(table: Path) -> list[Row]:
+    """All rows; numbers are numbers."""
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def add(table: Path, result: Path) -> list[Row]:
+    """Add the rows of a run, in the place of those that it may have; returns them."""
+    new = json.loads(result.read_text())
+    with _writing:
+        rows = [row for row in load(table) if row["run"] != new[0]["run"]] + new
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write(table, text.getvalue())
+    return new
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def rate(rows: list[Row]) -> tuple[float, float, float, int]:
+    """Success over all episodes of these rows: share, 95% interval (Wilson), number of episodes."""
+    count = sum(row["episodes"] for row in rows)
+    share = sum(row["successes"] for row in rows) / count
+    return (share, *wilson(share, count), count)
+
+
+def summary(rows: list[Row]) -> str:
+    """One line about a run."""
+    parts = [f"{r['environment']} {r.get('control', '')} {r['successes']}/{r['episodes']}" for r in rows]
+    return f"{rows[0]['run']}: {', '.join(parts)}"

@@ -1,0 +1,187 @@
+"""One run of the study: build a policy, train it for so many CPU minutes, let the simulator judge it.
+
+    python -m benchmarks.study.run --task push --arm kv --minutes 3 --out outputs/fusion_study
+
+`benchmarks.fusion_study` calls this for each run. The demonstrations are in `<out>/data/<task>`, the result will be
+`<out>/runs/<task>-<arm>-<minutes>m-<seed>.json`, whole or not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.envs.metaworld import TASK_DESCRIPTIONS
+from lerobot.policies.factory import make_policy, make_policy_config, make_pre_post_processors
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.feature_utils import dataset_to_policy_features
+from torch import nn
+
+import lerobot_policy_deepfusion  # noqa: F401
+
+from ..report import machine
+from ..rollouts import black, blind_replay, successes, told
+from .arms import ARMS, COMMON, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
+from .data import Demonstrations
+from .peers import byte_words, peer_config, small_pi0
+from .results import WHERE, write
+from .vlm import write_vlm
+
+BATCH = 32
+WARMUP = 0.04  # of the minutes
+FIRST_ENVIRONMENT = 1000  # demonstrations start at 100,000; what was chosen was chosen on 2000 and up
+
+
+def build(arm: Arm, task: Task, data: Demonstrations, vlm: Path) -> tuple[PreTrainedPolicy, Any, Any]:
+    """A policy with random weights, or with a VLM's, and its processors."""
+    config = _config(arm, task, vlm)
+    features = dataset_to_policy_features(data.meta.features)
+    config.input_features = {key: feature for key, feature in features.items() if key != "action"}
+    if arm.peer == "pi0":
+        config.output_features = {"action": features["action"]}
+        policy = small_pi0(config)
+    else:
+        policy = make_policy(config, ds_meta=data.meta)
+    with byte_words() if arm.peer == "pi0" else nullcontext():
+        before, after = make_pre_post_processors(config, dataset_stats=data.meta.stats)
+    return policy, before, after
+
+
+def _config(arm: Arm, task: Task, vlm: Path) -> PreTrainedConfig:
+    if arm.peer:
+        return peer_config(arm.peer)
+    options = {**COMMON, "tokenizer_max_length": task.words, "vlm_path": str(vlm), **arm.options}
+    return make_policy_config("deepfusion", **options)
+
+
+def train(policy: PreTrainedPolicy, before: Any, data: Demonstrations, minutes: float, seed: int) -> dict[str, float]:
+    """Train until the process has used so many minutes of CPU time here, with LeRobot's optimizer for the policy.
+
+    The learning rate follows the time used and not the steps, which no arm knows: warmup, then a cosine to zero.
+
+    Returns:
+        `cpu_minutes`, `steps`, and `loss`, the mean of the last hundred.
+    """
+    preset = policy.config.get_optimizer_preset()
+    optimizer = preset.build(policy.get_optim_params())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    losses: list[float] = []
+    policy.train()
+    start, used = time.process_time(), 0.0
+    for rows in data.epochs(BATCH, seed):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(used / minutes)
+        loss, _ = policy.forward(before(data.batch(rows, policy.config)))
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), preset.grad_clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        used = (time.process_time() - start) / 60
+        if used >= minutes:
+            break
+    last = losses[-100:]
+    return {"cpu_minutes": round(used, 3), "steps": len(losses), "loss": round(sum(last) / len(last), 5)}
+
+
+def schedule(share: float) -> float:
+    """Factor of the learning rate after this share of the time."""
+    if share < WARMUP:
+        return max(share / WARMUP, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - WARMUP) / (1 - WARMUP))))
+
+
+def parameters(policy: PreTrainedPolicy) -> dict[str, int]:
+    """How many there are, and of which the optimizer moves."""
+    every = list(policy.parameters())
+    expert = [p for name, p in policy.named_parameters() if name.startswith("model.expert.")]
+    return {
+        "parameters": sum(p.numel() for p in every),
+        "trained_parameters": sum(p.numel() for p in every if p.requires_grad),
+        "expert_parameters": sum(p.numel() for p in expert),
+    }
+
+
+def controls(task: Task, index: int) -> dict[str, Any]:
+    """What is done to an observation to see whether the policy minds, by the name that the results have."""
+    found: dict[str, Any] = {"black images": black}
+    if len(task.environments) > 1:
+        other = task.environments[(index + 1) % len(task.environments)]
+        found["other text"] = told(TASK_DESCRIPTIONS[other])
+    return found
+
+
+def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, Any]]:
+    """Train and judge one policy; ours leave their checkpoint in `<out>/checkpoints`.
+
+    Returns:
+        One row for each environment and control.
+    """
+    arm, task, folder = ARMS[run.arm], TASKS[run.task], out / "data" / run.task
+    about = {"run": run.name, "task": run.task, "arm": run.arm, "minutes": run.minutes, "seed": run.seed}
+    judged = {"episodes": episodes, "first_environment": first}
+    if run.arm == REPLAY:
+        return [
+            {**about, **judged, "environment": name, "successes": blind_replay(folder, name, episodes, first)}
+            for name in task.environments
+        ]
+    data = Demonstrations(folder)
+    vlm = out / "vlms" / (PRETRAINED if arm.pretrained else f"random-{run.seed}")
+    if not vlm.exists():
+        write_vlm(vlm, run.seed)
+    torch.manual_seed(run.seed)
+    policy, before, after = build(arm, task, data, vlm)
+    about |= parameters(policy) | train(policy, before, data, run.minutes, run.seed) | {"batch": BATCH}
+    print(about, flush=True)
+    if not arm.peer:
+        for part in (policy, before, after):
+            part.save_pretrained(out / "checkpoints" / run.name)
+    rows = []
+    for index, name in enumerate(task.environments):
+        for control, change in {"": None, **(controls(task, index) if run.controls else {})}.items():
+            won = successes(policy, before, after, name, episodes, first, cameras=task.cameras, change=change)
+            rows.append({**about, **judged, "environment": name, "control": control, "successes": won})
+    return rows
+
+
+def pretrain(out: Path, minutes: float) -> None:
+    """The VLM of the arms that start from one: what a `late` policy's, which is whole, learns on other tasks."""
+    data = Demonstrations(out / "data" / PRETRAINED)
+    vlms = out / "vlms"
+    write_vlm(vlms / "before", 0)
+    torch.manual_seed(0)
+    policy, before, _ = build(ARMS["late"], PRETRAINING, data, vlms / "before")
+    print(train(policy, before, data, minutes, 0), flush=True)
+    write_vlm(vlms / f"{PRETRAINED}.partial", 0, policy.model.perception.state_dict())
+    (vlms / f"{PRETRAINED}.partial").rename(vlms / PRETRAINED)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=[*TASKS, PRETRAINED], required=True)
+    parser.add_argument("--arm", choices=ARMS, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="CPU minutes of training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--controls", action="store_true", help="judge with black images and other instructions too")
+    parser.add_argument("--episodes", type=int, default=50, help="for each environment")
+    parser.add_argument("--first", type=int, default=FIRST_ENVIRONMENT, help="seed of the first environment")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.task == PRETRAINED:
+        return pretrain(args.out, args.minutes)
+    run = Run(args.task, args.arm, args.minutes, args.seed, args.controls)
+    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
+    rows = [{**row, **where} for row in execute(run, args.out, args.episodes, args.first)]
+    write(args.out / "runs" / f"{run.name}.json", json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
