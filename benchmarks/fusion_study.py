@@ -80,16 +80,16 @@ def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
     print(f"{len(missing)} runs to do, {minutes:.0f} CPU minutes of training; results in {table}", flush=True)
     for name in dict.fromkeys(run.task for run in missing):
         record(out, name, smoke, lanes)
-    if any(ARMS[run.arm].pretrained for run in missing) and not (out / "vlms" / PRETRAINED).exists():
-        # Few runs need it, but then no lane has to wait for another.
-        record(out, PRETRAINED, smoke, lanes)
-        start(Run(PRETRAINED, "late", missing[-1].minutes if smoke else PRETRAINING_MINUTES), out, 1)
-    deadline, failed = time.monotonic() + hours * 3600, []
+    vlm, failed = out / "vlms" / PRETRAINED, []
+    learning = None
+    deadline = time.monotonic() + hours * 3600
 
     def one(run: Run) -> None:
         if time.monotonic() > deadline:
             return
         try:
+            if learning and ARMS[run.arm].pretrained:
+                learning.result()
             rows = results.add(table, start(run, out, 1 if smoke else EPISODES))
         except RuntimeError as error:
             failed.append(run)
@@ -98,6 +98,10 @@ def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
             print(results.summary(rows), flush=True)
 
     with ThreadPoolExecutor(lanes) as pool:
+        if any(ARMS[run.arm].pretrained for run in missing) and not vlm.exists():
+            record(out, PRETRAINED, smoke, lanes)
+            minutes = missing[-1].minutes if smoke else PRETRAINING_MINUTES
+            learning = pool.submit(start, Run(PRETRAINED, "late", minutes), out, 1)
         list(pool.map(one, missing))
     return len(failed)
 

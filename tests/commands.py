@@ -81,8 +81,10 @@ def run_all(*commands: list[str], fails: bool = False) -> str:
     return finish(sys.executable, "-c", RUNNER, json.dumps(lines), fails=fails)
 
 
-def write_noise(root: Path, cameras: tuple[str, ...], state: int, action: int) -> list[str]:
-    """A data set of noise; returns the options that name it to LeRobot."""
+def write_noise(
+    root: Path, cameras: tuple[str, ...], state: int, action: int, tasks: tuple[str, ...] = ("", "")
+) -> list[str]:
+    """A data set of noise, an episode of 12 frames for each task; returns the options that name it to LeRobot."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     features = {
@@ -93,12 +95,12 @@ def write_noise(root: Path, cameras: tuple[str, ...], state: int, action: int) -
     features["action"] = {"dtype": "float32", "shape": (action,), "names": list("abcdefg"[:action])}
     data = LeRobotDataset.create("local/noise", fps=10, features=features, root=root, use_videos=False)
     rng = np.random.default_rng(0)
-    for _ in range(2):
+    for task in tasks:
         for _ in range(12):
             frame = {f"observation.{name}": rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for name in cameras}
             frame["observation.state"] = rng.uniform(0, 512, state).astype(np.float32)
             frame["action"] = rng.uniform(0, 512, action).astype(np.float32)
-            data.add_frame({**frame, "task": ""})
+            data.add_frame({**frame, "task": task})
         data.save_episode()
     data.finalize()
     return ["--dataset.repo_id=local/noise", f"--dataset.root={root}"]

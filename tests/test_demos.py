@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lerobot_deepfusion import demos
+from lerobot_deepfusion.sim import experts
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
 pytest.importorskip("metaworld")
@@ -91,7 +92,78 @@ def test_video_ends_with_the_last_observation() -> None:
     env.close()
 
 
+def test_two_simulators_in_one_process() -> None:
+    """Each draws its own picture, also while another is open or was just closed, which used to turn it black."""
+    alone, *_ = _moved("push-v3")
+    environments = MetaworldFastEnv(observation_size=32, task="push-v3").create_envs(2)["push-v3"][0]
+    environments.reset(seed=[4, 3])
+    both, *_ = environments.step(np.zeros((2, 4), dtype=np.float32))
+    assert np.array_equal(both["pixels"][1], alone["pixels"])
+    first = MetaworldFastEnv(observation_size=32).make("push-v3")
+    first.reset(seed=3)
+    environments.close()
+    del environments
+    after, *_ = first.step(np.zeros(4, dtype=np.float32))
+    assert np.array_equal(after["pixels"], alone["pixels"])
+    assert alone["pixels"].std() > 20
+    first.close()
+
+
+def _moved(task: str, cameras: str = "corner2") -> tuple:
+    """One step from seed 3."""
+    env = MetaworldFastEnv(observation_size=32, cameras=cameras).make(task)
+    env.reset(seed=3)
+    result = env.step(np.zeros(4, dtype=np.float32))
+    env.close()
+    return result
+
+
+def test_several_cameras() -> None:
+    """Each is what it shows alone; a policy sees `observation.images.<name>`, in training and evaluation."""
+    from lerobot.envs.utils import env_to_policy_features, preprocess_observation
+
+    names = ("corner2", "gripperPOV")
+    config = MetaworldFastEnv(observation_size=32, cameras=",".join(names))
+    environment = config.create_envs(1)["push-v3"][0]
+    environment.reset(seed=[3])
+    observation, *_ = environment.step(np.zeros((1, 4), dtype=np.float32))
+    environment.close()
+    keys = [f"observation.images.{name}" for name in names]
+    assert {key for key in env_to_policy_features(config) if "image" in key} == set(keys)
+    assert {key for key in preprocess_observation(observation) if "image" in key} == set(keys)
+    for name in names:
+        (alone, *_) = _moved("push-v3", name)
+        assert np.array_equal(observation["pixels"][name][0], alone["pixels"])
+    recorded = experts.make("metaworld", "push-v3", size=32, noise=0, cameras=config.cameras)
+    assert {key for key in recorded.features if "image" in key} == set(keys)
+    frames = recorded.episode(100_000)
+    assert frames is not None
+    assert not np.array_equal(frames[0][keys[0]], frames[0][keys[1]])
+    recorded.close()
+
+
+def test_pictures_only_when_looked_at() -> None:
+    """In between the last one is repeated; those that are taken are the same as ever."""
+    seen = []
+    for every in (1, 3):
+        env = MetaworldFastEnv(observation_size=32).make("push-v3")
+        env.look_every(every)
+        frames = [env.reset(seed=3)[0]["pixels"]]
+        frames += [env.step(np.ones(4, dtype=np.float32))[0]["pixels"] for _ in range(6)]
+        env.close()
+        seen.append(frames)
+    always, third = seen
+    for index in range(7):
+        assert np.array_equal(third[index], always[index // 3 * 3])
+    assert not np.array_equal(always[1], always[0])
+
+
 def test_unknown_names_are_errors() -> None:
+    for cameras in ("side", "", "corner,corner"):
+        with pytest.raises(ValueError, match="there are corner2, corner, corner3, topview"):
+            MetaworldFastEnv(cameras=cameras)
+    with pytest.raises(ValueError, match="PushT has one camera"):
+        experts.make("pusht", "pusht", size=96, noise=0, cameras="corner")
     with pytest.raises(ValueError, match="no Meta-World task 'fly-v3'; there are assembly-v3"):
         MetaworldFastEnv().make("fly-v3")
     with pytest.raises(ValueError, match="episode_length=0"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import TINY_YAML, finish, write_noise
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy_config
@@ -21,29 +24,15 @@ from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import peer_config
 from benchmarks.study.run import build, parameters, schedule, train
 from benchmarks.study.vlm import write_vlm
-from lerobot_deepfusion.sim.experts import image_state_action_features
 
-KEYS = ("observation.images.a", "observation.images.b")
+FRAMES = 36
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks, three episodes of nine to eleven frames of noise, two cameras."""
+    """Two tasks, three episodes, two cameras."""
     root = tmp_path_factory.mktemp("study") / "data"
-    names = ["x", "y", "z", "gripper"]
-    data = LeRobotDataset.create(
-        "local/x", fps=80, features=image_state_action_features(96, names, names, KEYS), root=root, use_videos=False
-    )
-    random = np.random.default_rng(0)
-    for index in range(3):
-        for _ in range(9 + index):
-            state, action = random.normal(size=(2, 4)).astype(np.float32)
-            pictures = {key: random.integers(0, 256, (96, 96, 3), dtype=np.uint8) for key in KEYS}
-            data.add_frame(
-                {**pictures, "observation.state": state, "action": action, "task": ("open", "close")[index % 2]}
-            )
-        data.save_episode()
-    data.finalize()
+    write_noise(root, ("images.a", "images.b"), 4, 4, tasks=("open", "close", "open"))
     return root
 
 
@@ -64,15 +53,15 @@ def test_batches_equal_lerobots(folder: Path, peer: str | None) -> None:
     assert found["task"] == expected["task"]
     for key in found.keys() - {"task"}:
         assert torch.equal(found[key], expected[key]), key
-    needed = {"action", "observation.state", "action_is_pad", *KEYS}
+    needed = {"action", "observation.state", "action_is_pad", "observation.images.a", "observation.images.b"}
     assert needed <= found.keys()
 
 
 def test_epochs_have_every_frame_once(folder: Path) -> None:
     data = Demonstrations(folder)
     batches = data.epochs(6, seed=0)
-    first, second = ([next(batches) for _ in range(5)] for _ in range(2))
-    assert sorted(torch.cat(first).tolist()) == list(range(30)) == sorted(torch.cat(second).tolist())
+    first, second = ([next(batches) for _ in range(6)] for _ in range(2))
+    assert sorted(torch.cat(first).tolist()) == list(range(FRAMES)) == sorted(torch.cat(second).tolist())
     assert not torch.equal(torch.cat(first), torch.cat(second))
     assert torch.equal(next(data.epochs(6, seed=0)), first[0])
 
@@ -181,17 +170,39 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     """Demonstrations, pretraining, four runs, tables and plots, through the command itself."""
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fusion_study", "--smoke", f"--out={tmp_path}"],
-        cwd=fusion_study.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = "import sys; from benchmarks.fusion_study import main; main()"
+    finish(sys.executable, "-c", command, "--smoke", f"--out={tmp_path}", PYTHONPATH=str(fusion_study.ROOT))
     rows = results.load(tmp_path / "fusion_study.csv")
     assert {r["run"] for r in rows} == {run.name for run in SMOKE}
     assert {r["control"] for r in rows} == {"", "black images"}
     assert (tmp_path / "study_time.png").exists()
+
+
+@pytest.mark.slow
+def test_compare_fusions(tmp_path: Path) -> None:
+    """The script for a user's own data: trains by lerobot-train, measures what was held out, keeps what is done."""
+    options = write_noise(tmp_path / "data", ("images.a",), 3, 2, tasks=("", "", "", ""))
+    repo, root = (option.split("=")[1] for option in options)
+    script = fusion_study.ROOT / "examples/compare_fusions.py"
+    command = [
+        sys.executable,
+        script,
+        f"--repo-id={repo}",
+        f"--root={root}",
+        f"--out={tmp_path / 'out'}",
+        "--steps=1",
+    ]
+    command += ["--hold-out=0.5", f"--config={TINY_YAML}", "--arm=--policy.fusion=late", "--num_workers=0"]
+    command += ["--arm=--policy.fusion=kv --policy.fusion_layers=first_1", "--batch_size=2"]
+    printed = finish(*command)
+    assert printed.count("$ lerobot-train") == 2
+    assert "--dataset.episodes='[0, 2]'" in printed or "'--dataset.episodes=[0, 2]'" in printed
+    with (tmp_path / "out/compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == [
+        "--policy.fusion=late",
+        "--policy.fusion=kv --policy.fusion_layers=first_1",
+    ]
+    assert all(0.3 < float(row["action_error"]) < 5 for row in rows)
+    assert (tmp_path / "out/compare.png").exists()
+    assert "$ lerobot-train" not in finish(*command)
