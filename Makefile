@@ -15,7 +15,7 @@ demo-faucet: setup
 	.venv/bin/python examples/demo.py --recipe faucet
 
 test: setup
-	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest
+	OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .

@@ -48,7 +48,7 @@ def run(*command: str) -> None:
 
 
 def divide(episodes: int, share: float) -> tuple[list[int], list[int]]:
-    """Episodes to train on, and every so many-th, held out, so that a set recorded task after task has all in both."""
+    """Episodes to train on, and every so many-th, held out: where tasks follow each other, all are in both."""
     held_out = [index for index in range(episodes) if int((index + 1) * share + 1e-9) > int(index * share + 1e-9)]
     return [index for index in range(episodes) if index not in held_out], held_out
 

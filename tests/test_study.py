@@ -22,7 +22,7 @@ from benchmarks.study import report, results
 from benchmarks.study.arms import ARMS, HEADLINE_ARMS, PEERS, REPLAY, SEEDS, SMOKE, TASKS, Run, plan
 from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import peer_config
-from benchmarks.study.run import build, parameters, schedule, train
+from benchmarks.study.run import build, controls, parameters, schedule, train
 from benchmarks.study.vlm import write_vlm
 
 FRAMES = 36
@@ -114,6 +114,19 @@ def test_plan_is_what_the_page_says() -> None:
     assert all(len({run.minutes for run in runs if run.arm == arm}) == 2 for arm in PEERS)
 
 
+def test_controls_change_what_they_say() -> None:
+    observation = {"observation.images.a": torch.ones(2, 3, 4, 4), "observation.state": torch.ones(2, 4)}
+    observation["task"] = ["x"] * 2
+    changes = controls(TASKS["faucet"], 0)
+    blind, misled = changes["black images"](observation), changes["other text"](observation)
+    assert not blind["observation.images.a"].any()
+    assert blind["observation.state"].all()
+    assert misled["task"] == ["Rotate the faucet clockwise"] * 2
+    assert misled["observation.images.a"].all()
+    assert observation["task"] == ["x"] * 2
+    assert controls(TASKS["push"], 0).keys() == {"black images"}
+
+
 def row(run: str, **values) -> dict:
     return {
         **{"run": run, "task": "push", "arm": "kv", "minutes": 3.0, "seed": 0, "environment": "push-v3"},
@@ -151,7 +164,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def start(run: Run, out: Path, episodes: int) -> Path:
         asked.append(run.name)
-        if run.task == "faucet":
+        if run.arm == "act":
             raise RuntimeError(f"{run.name} failed; see its log")
         file = tmp_path / f"{run.name}.json"
         file.write_text(json.dumps([row(run.name)]))
@@ -161,10 +174,10 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fusion_study, "record", lambda *_: None)
     table = tmp_path / "table.csv"
     assert fusion_study.study(tmp_path, table, 2, math.inf, smoke=True) == 1
-    assert {r["run"] for r in results.load(table)} == {run.name for run in SMOKE if run.task != "faucet"}
+    assert {r["run"] for r in results.load(table)} == {run.name for run in SMOKE if run.arm != "act"}
     asked.clear()
     assert fusion_study.study(tmp_path, table, 2, math.inf, smoke=True) == 1
-    assert [name for name in asked if "pretrained" not in name] == [r.name for r in SMOKE if r.task == "faucet"]
+    assert [name for name in asked if "pretrained" not in name] == [run.name for run in SMOKE if run.arm == "act"]
 
 
 @pytest.mark.slow
@@ -178,31 +191,38 @@ def test_smoke(tmp_path: Path) -> None:
     assert (tmp_path / "study_time.png").exists()
 
 
-@pytest.mark.slow
+# The script twice in one process, in which LeRobot's commands run too: importing LeRobot takes longer than the rest.
+COMPARE = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+import compare_fusions
+def run(*command):
+    print("$", *command)
+    own, sys.argv = sys.argv, [str(compare_fusions.Path(sys.executable).with_name(command[0])), *command[1:]]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = own
+compare_fusions.run = run
+sys.argv = sys.argv[1:]
+compare_fusions.main()
+print("AGAIN")
+compare_fusions.main()
+"""
+
+
 def test_compare_fusions(tmp_path: Path) -> None:
     """The script for a user's own data: trains by lerobot-train, measures what was held out, keeps what is done."""
     options = write_noise(tmp_path / "data", ("images.a",), 3, 2, tasks=("", "", "", ""))
     repo, root = (option.split("=")[1] for option in options)
-    script = fusion_study.ROOT / "examples/compare_fusions.py"
-    command = [
-        sys.executable,
-        script,
-        f"--repo-id={repo}",
-        f"--root={root}",
-        f"--out={tmp_path / 'out'}",
-        "--steps=1",
-    ]
-    command += ["--hold-out=0.5", f"--config={TINY_YAML}", "--arm=--policy.fusion=late", "--num_workers=0"]
-    command += ["--arm=--policy.fusion=kv --policy.fusion_layers=first_1", "--batch_size=2"]
-    printed = finish(*command)
-    assert printed.count("$ lerobot-train") == 2
-    assert "--dataset.episodes='[0, 2]'" in printed or "'--dataset.episodes=[0, 2]'" in printed
+    arms = ["--policy.fusion=late", "--policy.fusion=kv --policy.fusion_layers=first_1"]
+    options = [f"--repo-id={repo}", f"--root={root}", f"--out={tmp_path / 'out'}", f"--config={TINY_YAML}"]
+    options += ["--steps=1", "--hold-out=0.5", "--num_workers=0", "--batch_size=2", *(f"--arm={arm}" for arm in arms)]
+    printed = finish(sys.executable, "-c", COMPARE, fusion_study.ROOT / "examples", *options)
+    first, again = printed.split("AGAIN")
+    assert first.count("$ lerobot-train") == 2
+    assert "$ lerobot-train" not in again
+    assert "--dataset.episodes=[0, 2]" in first
     with (tmp_path / "out/compare.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["arm"] for row in rows] == [
-        "--policy.fusion=late",
-        "--policy.fusion=kv --policy.fusion_layers=first_1",
-    ]
+    assert [row["arm"] for row in rows] == arms
     assert all(0.3 < float(row["action_error"]) < 5 for row in rows)
     assert (tmp_path / "out/compare.png").exists()
-    assert "$ lerobot-train" not in finish(*command)

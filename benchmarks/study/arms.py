@@ -136,6 +136,6 @@ def plan() -> Iterator[Run]:
 SMOKE = (
     Run("push", REPLAY, 0),
     Run("push_two_cameras", "kv", 0.02, controls=True),
-    Run("faucet", "frozen_late", 0.02),
+    Run("push", "frozen_late", 0.02),
     Run("push", "act", 0.02),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, REPLAY
+from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, MINUTES, PEERS, REPLAY
 from .results import Row, rate
 
 Key = tuple[str, str, float]  # task, arm, minutes
@@ -78,8 +78,7 @@ def plots(rows: list[Row], folder: Path) -> None:
 
 
 def _draw_time(axis: Any, groups: dict[Key, list[Row]]) -> None:
-    shown = (*HEADLINE_ARMS, "act", "diffusion", "pi0")
-    for index, arm in enumerate(shown):
+    for index, arm in enumerate((*HEADLINE_ARMS, *PEERS)):
         at = sorted(key[2] for key in groups if key[1] == arm)
         points = [rate(groups[key]) for m in at for key in groups if key[1:] == (arm, m)]
         shifted = [minutes * (1 + 0.015 * (index - 1)) for minutes in at]
@@ -93,14 +92,10 @@ def _draw_time(axis: Any, groups: dict[Key, list[Row]]) -> None:
 
 
 def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
-    counts = [minutes for _, arm, minutes in groups if arm in HEADLINE_ARMS]
-    usual = max(set(counts), key=counts.count) if counts else None  # the minutes that most arms have
-    usual = 3.0 if 3.0 in counts else usual
     for index, (key, group) in enumerate(sorted(groups.items(), key=lambda item: _order(item[0]))):
-        if key[2] == usual:
-            marker = "osD^vP*X"[index % 8]
-            _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], marker)
-    axis.set(xlabel=f"parameters, M ({usual:g} CPU minutes)" if usual else "parameters, M", xscale="log")
+        if key[2] == MINUTES:
+            _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], "osD^vP*X"[index % 8])
+    axis.set(xlabel=f"parameters, M ({MINUTES:g} CPU minutes)", xscale="log")
 
 
 def _bars(axis: Any, x: list[float], points: list[tuple[float, float, float, int]], label: str, style: str) -> None:
