@@ -44,7 +44,7 @@ def record(out: Path, name: str, smoke: bool, workers: int) -> None:
     if not root.exists():
         recipe = demos.Recipe(
             simulator="metaworld",
-            tasks=task.environments,
+            tasks=task.environments[:1] if smoke else task.environments,
             episodes=2 if smoke else task.demonstrations,
             size=96,
             seed=demos.FIRST_SEED,
@@ -64,7 +64,7 @@ def start(run: Run, out: Path, episodes: int) -> Path:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.study.run", f"--task={run.task}", f"--arm={run.arm}"]
     command += [f"--seed={run.seed}", f"--minutes={run.minutes}", f"--episodes={episodes}", f"--out={out.resolve()}"]
-    command += ["--controls"] * run.controls
+    command += ["--controls"] * run.controls + ([f"--steps={run.given_steps}"] if run.given_steps else [])
     with log.open("w") as file:
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=file, stderr=file)
     if done.returncode:

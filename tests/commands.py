@@ -55,7 +55,7 @@ def finish(*command: object, fails: bool = False, **environment: str) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", **environment},
-        timeout=290,
+        timeout=580,
     )
     assert (result.returncode != 0) == fails, (
         f"{result.stdout[-3000:]}\n{result.stderr[:3000]}\n...\n{result.stderr[-6000:]}"

@@ -85,10 +85,11 @@ def test_every_arm_trains(name: str, folder: Path, tmp_path: Path, monkeypatch: 
     write_vlm(tmp_path / "vlm", 0)
     policy, before, _ = build(arm, TASKS["faucet"], data, tmp_path / "vlm")
     old = {key: value.clone() for key, value in policy.named_parameters()}
-    done = train(policy, before, data, 1e-9, 0)
+    done = train(policy, before, data, Run("push", name, 1e-9))
     assert done["steps"] == 1
     moved = {key for key, value in policy.named_parameters() if not torch.equal(old[key], value)}
     assert moved
+    assert train(policy, before, data, Run("push", name, 0, given_steps=2))["steps"] == 2
     if not arm.peer:
         frozen = "frozen" in name
         assert any(key.startswith("model.perception.") for key in moved) != frozen
@@ -149,10 +150,12 @@ def test_results_are_added_a_run_at_a_time(tmp_path: Path) -> None:
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Seeds are pooled, controls are kept apart, and both plots are drawn."""
     rows = [row("a"), row("b", seed=1, successes=4), row("a", control="black images", successes=0)]
-    rows += [row("c", arm="late", minutes=6.0), row("d", arm=REPLAY, minutes=0, cpu_minutes="", successes=1)]
+    rows += [row("c", arm="late", minutes=6.0), row("s", arm="late", minutes=0, given_steps=600)]
+    rows += [row("d", arm=REPLAY, minutes=0, cpu_minutes="", successes=1)]
     report.tables(rows)
     printed = capsys.readouterr().out
-    assert "| 3 | 2 | **60%** | 39% to 78% | 80%, 40% | 160 | 1.00 |" in printed
+    assert "| 600 steps | 1 | **80%**" in printed
+    assert "| 3 min | 2 | **60%** | 39% to 78% | 80%, 40% | 160 | 1.00 |" in printed
     assert "| a | push-v3 | 80% (49% to 94%) | 0% (0% to 28%) | - |" in printed
     report.plots(rows, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"study_time.png", "study_parameters.png"}
@@ -164,7 +167,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def start(run: Run, out: Path, episodes: int) -> Path:
         asked.append(run.name)
-        if run.arm == "act":
+        if run.arm == "frozen_late":
             raise RuntimeError(f"{run.name} failed; see its log")
         file = tmp_path / f"{run.name}.json"
         file.write_text(json.dumps([row(run.name)]))
@@ -174,15 +177,15 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fusion_study, "record", lambda *_: None)
     table = tmp_path / "table.csv"
     assert fusion_study.study(tmp_path, table, 2, math.inf, smoke=True) == 1
-    assert {r["run"] for r in results.load(table)} == {run.name for run in SMOKE if run.arm != "act"}
+    assert {r["run"] for r in results.load(table)} == {run.name for run in SMOKE if run.arm != "frozen_late"}
     asked.clear()
     assert fusion_study.study(tmp_path, table, 2, math.inf, smoke=True) == 1
-    assert [name for name in asked if "pretrained" not in name] == [run.name for run in SMOKE if run.arm == "act"]
+    assert [name for name in asked if "pretrained" not in name] == [run.name for run in SMOKE if run.arm == "frozen_late"]
 
 
 @pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
-    """Demonstrations, pretraining, four runs, tables and plots, through the command itself."""
+    """Demonstrations, pretraining, three runs, tables and plots, through the command itself."""
     command = "import sys; from benchmarks.fusion_study import main; main()"
     finish(sys.executable, "-c", command, "--smoke", f"--out={tmp_path}", PYTHONPATH=str(fusion_study.ROOT))
     rows = results.load(tmp_path / "fusion_study.csv")
@@ -199,7 +202,10 @@ import compare_fusions
 def run(*command):
     print("$", *command)
     own, sys.argv = sys.argv, [str(compare_fusions.Path(sys.executable).with_name(command[0])), *command[1:]]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
     sys.argv = own
 compare_fusions.run = run
 sys.argv = sys.argv[1:]
@@ -209,6 +215,7 @@ compare_fusions.main()
 """
 
 
+@pytest.mark.slow
 def test_compare_fusions(tmp_path: Path) -> None:
     """The script for a user's own data: trains by lerobot-train, measures what was held out, keeps what is done."""
     options = write_noise(tmp_path / "data", ("images.a",), 3, 2, tasks=("", "", "", ""))

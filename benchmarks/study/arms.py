@@ -92,11 +92,12 @@ HEADLINE_TASKS, HEADLINE_ARMS, SEEDS = ("push", "faucet"), ("kv", "hidden", "lat
 PEERS = tuple(name for name, arm in ARMS.items() if arm.peer and name != REPLAY)
 SINGLE = tuple(name for name in ARMS if name not in (*HEADLINE_ARMS, *PEERS, REPLAY))
 MINUTES, SHORT, LONG, PATIENT = 3.0, 1.5, 6.0, 12.0  # CPU minutes of training
+STEPS = 600  # where arms are compared at equal samples
 
 
 @dataclass(frozen=True)
 class Run:
-    """One policy, trained for so many CPU minutes and judged.
+    """One policy, trained for so many CPU minutes, or steps, and judged.
 
     Attributes:
         task: of `TASKS`.
@@ -104,6 +105,7 @@ class Run:
         minutes: of training.
         seed: of weights, order and noise.
         controls: whether it is judged with black images and with the other instruction too.
+        given_steps: the budget in the place of `minutes`.
     """
 
     task: str
@@ -111,10 +113,12 @@ class Run:
     minutes: float
     seed: int = 0
     controls: bool = False
+    given_steps: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.arm}-{self.minutes:g}m-{self.seed}"
+        budget = f"{self.given_steps}s" if self.given_steps else f"{self.minutes:g}m"
+        return f"{self.task}-{self.arm}-{budget}-{self.seed}"
 
 
 def plan() -> Iterator[Run]:
@@ -126,6 +130,8 @@ def plan() -> Iterator[Run]:
     yield from (Run(task, "kv", LONG, 0, controls=True) for task in HEADLINE_TASKS)
     yield from (Run("push_two_cameras", arm, MINUTES) for arm in HEADLINE_ARMS)
     yield from (Run(task, arm, MINUTES) for arm in SINGLE + PEERS for task in HEADLINE_TASKS)
+    for seed in SEEDS:
+        yield from (Run("push", arm, 0, seed, given_steps=STEPS) for arm in HEADLINE_ARMS)
     for minutes in (LONG, SHORT):
         for seed in SEEDS:
             done = [("push", "kv"), ("faucet", "kv")] if (minutes, seed) == (LONG, 0) else []
@@ -134,8 +140,7 @@ def plan() -> Iterator[Run]:
 
 
 SMOKE = (
-    Run("push", REPLAY, 0),
+    Run("push_two_cameras", REPLAY, 0),
     Run("push_two_cameras", "kv", 0.02, controls=True),
-    Run("push", "frozen_late", 0.02),
-    Run("push", "act", 0.02),
+    Run("push_two_cameras", "frozen_late", 0.02),
 )

@@ -6,32 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, MINUTES, PEERS, REPLAY
-from .results import Row, rate
+from .results import Row, budget, rate
 
-Key = tuple[str, str, float]  # task, arm, minutes
+Key = tuple[str, str, tuple[float, str]]  # task, arm, budget
 
 
 def grouped(rows: list[Row]) -> dict[Key, list[Row]]:
-    """Rows without a control, by task, arm and minutes; the seeds of one arm are one group."""
+    """Rows without a control, by task, arm and budget; the seeds of one arm are one group."""
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         if not row["control"]:
-            groups.setdefault((row["task"], row["arm"], row["minutes"]), []).append(row)
+            groups.setdefault((row["task"], row["arm"], budget(row)), []).append(row)
     return groups
 
 
 def tables(rows: list[Row]) -> None:
     """Print every arm's success, and the controls."""
-    print("\n| task | arm | minutes | seeds | success | 95% interval | by seed | samples | parameters, M |")
+    print("\n| task | arm | budget | seeds | success | 95% interval | by seed | samples | parameters, M |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (task, arm, minutes), group in sorted(grouped(rows).items(), key=lambda item: _order(item[0])):
+    for (task, arm, (_, given)), group in sorted(grouped(rows).items(), key=lambda item: _order(item[0])):
         seeds = sorted({row["seed"] for row in group})
         share, low, high, _ = rate(group)
         each = ", ".join(f"{rate([row for row in group if row['seed'] == seed])[0]:.0%}" for seed in seeds)
         trained = "" if arm == REPLAY else f"{_mean(group, 'steps') * group[0]['batch']:,.0f}"
         size = "" if arm == REPLAY else f"{group[0]['parameters'] / 1e6:.2f}"
         print(
-            f"| {task} | `{arm}`: {ARMS[arm].says} | {minutes:g} | {len(seeds)} | **{share:.0%}** | "
+            f"| {task} | `{arm}`: {ARMS[arm].says} | {given} | {len(seeds)} | **{share:.0%}** | "
             f"{low:.0%} to {high:.0%} | {each} | {trained} | {size} |"
         )
     controlled = {row["run"] for row in rows if row["control"]}
@@ -49,8 +49,8 @@ def tables(rows: list[Row]) -> None:
 
 
 def _order(key: Key) -> tuple[Any, ...]:
-    task, arm, minutes = key
-    return task, minutes, list(ARMS).index(arm)
+    task, arm, given = key
+    return task, given, list(ARMS).index(arm)
 
 
 def _mean(rows: list[Row], column: str) -> float:
@@ -78,23 +78,24 @@ def plots(rows: list[Row], folder: Path) -> None:
 
 
 def _draw_time(axis: Any, groups: dict[Key, list[Row]]) -> None:
+    timed = {(arm, minutes): group for (_, arm, (minutes, _)), group in groups.items() if group[0]["minutes"]}
     for index, arm in enumerate((*HEADLINE_ARMS, *PEERS)):
-        at = sorted(key[2] for key in groups if key[1] == arm)
-        points = [rate(groups[key]) for m in at for key in groups if key[1:] == (arm, m)]
-        shifted = [minutes * (1 + 0.015 * (index - 1)) for minutes in at]
+        at = sorted(minutes for name, minutes in timed if name == arm)
+        shifted = [minutes * (1 + 0.015 * (index - 1)) for minutes in at]  # or intervals would hide each other
+        points = [rate(timed[arm, minutes]) for minutes in at]
         _bars(axis, shifted, points, arm, "-o" if arm in HEADLINE_ARMS else "--s")
-    for key, group in groups.items():
-        if key[1] == REPLAY:
+    for (_, arm, _), group in groups.items():
+        if arm == REPLAY:
             axis.axhline(100 * rate(group)[0], color="grey", linewidth=0.8, linestyle=":", label="blind replay")
     axis.set(xlabel="CPU minutes of training", xscale="log")
-    axis.set_xticks(ticks := sorted({key[2] for key in groups if key[2]}), [f"{tick:g}" for tick in ticks])
+    axis.set_xticks(ticks := sorted({minutes for _, minutes in timed}), [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
 
 
 def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
-    for index, (key, group) in enumerate(sorted(groups.items(), key=lambda item: _order(item[0]))):
-        if key[2] == MINUTES:
-            _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], "osD^vP*X"[index % 8])
+    same = {key: group for key, group in groups.items() if group[0]["minutes"] == MINUTES}
+    for index, (key, group) in enumerate(sorted(same.items(), key=lambda item: _order(item[0]))):
+        _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], "osD^vP*X"[index % 8])
     axis.set(xlabel=f"parameters, M ({MINUTES:g} CPU minutes)", xscale="log")
 
 

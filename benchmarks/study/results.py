@@ -14,7 +14,7 @@ from ..rollouts import wilson
 
 WHERE = ("machine", "torch", "transformers", "commit")
 COLUMNS = (
-    *("run", "task", "arm", "minutes", "seed", "environment", "control", "successes", "episodes"),
+    *("run", "task", "arm", "minutes", "given_steps", "seed", "environment", "control", "successes", "episodes"),
     *("first_environment", "cpu_minutes", "steps", "batch", "loss"),
     *("parameters", "trained_parameters", "expert_parameters", *WHERE),
 )
@@ -59,6 +59,12 @@ def write(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def budget(row: Row) -> tuple[float, str]:
+    """How long a run was trained, to sort by and to read; equal steps come behind all minutes."""
+    steps = row.get("given_steps")
+    return (1e6 + steps, f"{steps} steps") if steps else (row["minutes"], f"{row['minutes']:g} min")
 
 
 def rate(rows: list[Row]) -> tuple[float, float, float, int]:

@@ -28,7 +28,7 @@ import lerobot_policy_deepfusion  # noqa: F401
 
 from ..report import machine
 from ..rollouts import black, blind_replay, successes, told
-from .arms import ARMS, COMMON, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
+from .arms import ARMS, COMMON, MINUTES, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
 from .data import Demonstrations
 from .peers import byte_words, peer_config, small_pi0
 from .results import WHERE, write
@@ -61,10 +61,11 @@ def _config(arm: Arm, task: Task, vlm: Path) -> PreTrainedConfig:
     return make_policy_config("deepfusion", **options)
 
 
-def train(policy: PreTrainedPolicy, before: Any, data: Demonstrations, minutes: float, seed: int) -> dict[str, float]:
-    """Train until the process has used so many minutes of CPU time here, with LeRobot's optimizer for the policy.
+def train(policy: PreTrainedPolicy, before: Any, data: Demonstrations, run: Run) -> dict[str, float]:
+    """Train until the budget of `run` is used up, with LeRobot's optimizer for the policy.
 
-    The learning rate follows the time used and not the steps, which no arm knows: warmup, then a cosine to zero.
+    Minutes are CPU time of this process from here on. The learning rate follows the share of the budget that is used,
+    so that no arm has to know how many steps its minutes are: warmup, then a cosine to zero.
 
     Returns:
         `cpu_minutes`, `steps`, and `loss`, the mean of the last hundred.
@@ -74,21 +75,21 @@ def train(policy: PreTrainedPolicy, before: Any, data: Demonstrations, minutes: 
     rates = [group["lr"] for group in optimizer.param_groups]
     losses: list[float] = []
     policy.train()
-    start, used = time.process_time(), 0.0
-    for rows in data.epochs(BATCH, seed):
+    start, minutes, used = time.process_time(), 0.0, 0.0
+    batches = data.epochs(BATCH, run.seed)
+    while used < 1:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(used / minutes)
-        loss, _ = policy.forward(before(data.batch(rows, policy.config)))
+            group["lr"] = rate * schedule(used)
+        loss, _ = policy.forward(before(data.batch(next(batches), policy.config)))
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), preset.grad_clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        used = (time.process_time() - start) / 60
-        if used >= minutes:
-            break
+        minutes = (time.process_time() - start) / 60
+        used = len(losses) / run.given_steps if run.given_steps else minutes / run.minutes
     last = losses[-100:]
-    return {"cpu_minutes": round(used, 3), "steps": len(losses), "loss": round(sum(last) / len(last), 5)}
+    return {"cpu_minutes": round(minutes, 3), "steps": len(losses), "loss": round(sum(last) / len(last), 5)}
 
 
 def schedule(share: float) -> float:
@@ -125,7 +126,8 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
         One row for each environment and control.
     """
     arm, task, folder = ARMS[run.arm], TASKS[run.task], out / "data" / run.task
-    about = {"run": run.name, "task": run.task, "arm": run.arm, "minutes": run.minutes, "seed": run.seed}
+    about: dict[str, Any] = {"run": run.name, "task": run.task, "arm": run.arm, "seed": run.seed}
+    about |= {"minutes": run.minutes, "given_steps": run.given_steps}
     judged = {"episodes": episodes, "first_environment": first}
     if run.arm == REPLAY:
         return [
@@ -138,7 +140,7 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
         write_vlm(vlm, run.seed)
     torch.manual_seed(run.seed)
     policy, before, after = build(arm, task, data, vlm)
-    about |= parameters(policy) | train(policy, before, data, run.minutes, run.seed) | {"batch": BATCH}
+    about |= parameters(policy) | train(policy, before, data, run) | {"batch": BATCH}
     print(about, flush=True)
     if not arm.peer:
         for part in (policy, before, after):
@@ -151,14 +153,14 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
     return rows
 
 
-def pretrain(out: Path, minutes: float) -> None:
+def pretrain(out: Path, run: Run) -> None:
     """The VLM of the arms that start from one: what a `late` policy's, which is whole, learns on other tasks."""
     data = Demonstrations(out / "data" / PRETRAINED)
     vlms = out / "vlms"
     write_vlm(vlms / "before", 0)
     torch.manual_seed(0)
     policy, before, _ = build(ARMS["late"], PRETRAINING, data, vlms / "before")
-    print(train(policy, before, data, minutes, 0), flush=True)
+    print(train(policy, before, data, run), flush=True)
     write_vlm(vlms / f"{PRETRAINED}.partial", 0, policy.model.perception.state_dict())
     (vlms / f"{PRETRAINED}.partial").rename(vlms / PRETRAINED)
 
@@ -167,7 +169,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=[*TASKS, PRETRAINED], required=True)
     parser.add_argument("--arm", choices=ARMS, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="CPU minutes of training")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="CPU minutes of training")
+    parser.add_argument("--steps", type=int, default=None, help="in the place of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controls", action="store_true", help="judge with black images and other instructions too")
     parser.add_argument("--episodes", type=int, default=50, help="for each environment")
@@ -175,9 +178,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.task == PRETRAINED:
-        return pretrain(args.out, args.minutes)
-    run = Run(args.task, args.arm, args.minutes, args.seed, args.controls)
+    run = Run(args.task, args.arm, 0 if args.steps else args.minutes, args.seed, args.controls, args.steps)
+    if run.task == PRETRAINED:
+        return pretrain(args.out, run)
     where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
     rows = [{**row, **where} for row in execute(run, args.out, args.episodes, args.first)]
     write(args.out / "runs" / f"{run.name}.json", json.dumps(rows, indent=1))
