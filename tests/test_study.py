@@ -180,7 +180,9 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {r["run"] for r in results.load(table)} == {run.name for run in SMOKE if run.arm != "frozen_late"}
     asked.clear()
     assert fusion_study.study(tmp_path, table, 2, math.inf, smoke=True) == 1
-    assert [name for name in asked if "pretrained" not in name] == [run.name for run in SMOKE if run.arm == "frozen_late"]
+    assert [name for name in asked if "pretrained" not in name] == [
+        run.name for run in SMOKE if run.arm == "frozen_late"
+    ]
 
 
 @pytest.mark.slow
