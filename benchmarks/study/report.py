@@ -96,7 +96,7 @@ def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
     same = {key: group for key, group in groups.items() if group[0]["minutes"] == MINUTES}
     for index, (key, group) in enumerate(sorted(same.items(), key=lambda item: _order(item[0]))):
         _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], "osD^vP*X"[index % 8])
-    axis.set(xlabel=f"parameters, M ({MINUTES:g} CPU minutes)", xscale="log")
+    axis.set(xlabel=f"parameters, M ({MINUTES:g} CPU minutes)")
 
 
 def _bars(axis: Any, x: list[float], points: list[tuple[float, float, float, int]], label: str, style: str) -> None:
