@@ -64,7 +64,6 @@ def middle(values: list[float]) -> float:
 
 def machine(device: str, dtype: str, rounds: int) -> dict[str, Any]:
     """Where and with what the figures were taken."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
         "machine": name,
@@ -75,8 +74,17 @@ def machine(device: str, dtype: str, rounds: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": git.stdout.strip(),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """The commit, and `-dirty` if files besides results differ from it."""
+    commands = "git describe --always", "git status --porcelain -uno -- . :!benchmarks/results"
+    described, changed = (
+        subprocess.run(command.split(), capture_output=True, text=True).stdout.strip() for command in commands
+    )
+    return f"{described}-dirty" if changed else described
 
 
 def _processor() -> str:
