@@ -138,12 +138,14 @@ def row(run: str, **values) -> dict:
 
 def test_results_are_added_a_run_at_a_time(tmp_path: Path) -> None:
     table, file = tmp_path / "table.csv", tmp_path / "run.json"
-    for rows in ([row("a"), row("a", control="black images", successes=0)], [row("b")], [row("a", successes=9)]):
+    commit = "1e19361"  # looks like a number
+    for rows in ([row("a"), row("a", control="x")], [row("b", commit=commit)], [row("a", successes=9)]):
         file.write_text(json.dumps(rows))
         results.add(table, file)
     found = results.load(table)
     assert [(r["run"], r["successes"]) for r in found] == [("b", 8), ("a", 9)]
     assert found[0]["minutes"] == 3
+    assert found[0]["commit"] == commit
     assert isinstance(found[0]["parameters"], int)
 
 

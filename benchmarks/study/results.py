@@ -18,6 +18,7 @@ COLUMNS = (
     *("first_environment", "cpu_minutes", "steps", "batch", "loss"),
     *("parameters", "trained_parameters", "expert_parameters", *WHERE),
 )
+TEXTS = ("run", "task", "arm", "environment", "control", *WHERE)  # the commit 1e19361 is no number
 _writing = threading.Lock()
 
 Row = dict[str, Any]
@@ -28,7 +29,8 @@ def load(table: Path) -> list[Row]:
     if not table.exists():
         return []
     with table.open(newline="") as file:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{key: value if key in TEXTS else _number(value) for key, value in row.items()} for row in rows]
 
 
 def _number(text: str) -> Any:
