@@ -18,13 +18,12 @@ import argparse
 import json
 from pathlib import Path
 
-from lerobot.envs.metaworld import TASK_DESCRIPTIONS
 from lerobot.policies.factory import make_pre_post_processors
 
 import lerobot_policy_deepfusion  # noqa: F401
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
-from .rollouts import black, blind_replay, successes, told, wilson
+from .rollouts import blind_replay, controls, successes, wilson
 
 
 def main() -> None:
@@ -41,9 +40,7 @@ def main() -> None:
     before, after = make_pre_post_processors(model.config, pretrained_path=str(args.policy))
     tasks, table = args.tasks.split(","), {}
     for index, task in enumerate(tasks):
-        rows = {"as trained": None, "black images": black}
-        if len(tasks) > 1:
-            rows["other text"] = told(TASK_DESCRIPTIONS[tasks[(index + 1) % len(tasks)]])
+        rows = {"as trained": None, **controls(tasks, index)}
         table[task] = {
             name: successes(model, before, after, task, args.episodes, args.seed, cameras=args.cameras, change=change)
             / args.episodes

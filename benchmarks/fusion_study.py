@@ -49,7 +49,7 @@ def record(out: Path, name: str, smoke: bool, workers: int) -> None:
             size=96,
             seed=demos.FIRST_SEED,
             noise=NOISE,
-            cameras="" if task.cameras == "corner2" else task.cameras,
+            cameras=task.cameras,
         )
         print(f"{name}: {demos.record(recipe, root, workers)}", flush=True)
 
@@ -117,8 +117,9 @@ def main() -> None:
     out = args.out or Path("outputs/fusion_study_smoke" if args.smoke else "outputs/fusion_study")
     table = out / "fusion_study.csv" if args.smoke else RESULTS
     failed = 0 if args.report else study(out, table, args.lanes, args.hours, args.smoke)
-    report.tables(results.load(table))
-    report.plots(results.load(table), out if args.smoke else ROOT / "docs" / "images")
+    rows = results.load(table)
+    report.tables(rows)
+    report.plots(rows, out if args.smoke else ROOT / "docs" / "images")
     sys.exit(1 if failed else 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ def black(observation: dict[str, Any]) -> dict[str, Any]:
 def told(sentence: str) -> Change:
     """Another instruction than the task's."""
     return lambda observation: {**observation, "task": [sentence] * len(observation["task"])}
+
+
+def controls(tasks: Sequence[str], index: int) -> dict[str, Change]:
+    """What shows whether a policy of these tasks needs its eyes and ears in the one at `index`, by name."""
+    found: dict[str, Change] = {"black images": black}
+    if len(tasks) > 1:
+        found["other text"] = told(TASK_DESCRIPTIONS[tasks[(index + 1) % len(tasks)]])
+    return found
 
 
 def successes(

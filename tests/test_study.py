@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from lerobot.policies.factory import make_policy_config
 from lerobot.utils.collate import lerobot_collate_fn
 
 from benchmarks import fusion_study
+from benchmarks.rollouts import controls
 from benchmarks.study import report, results
 from benchmarks.study.arms import ARMS, HEADLINE_ARMS, PEERS, REPLAY, SEEDS, SMOKE, TASKS, Run, plan
 from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import peer_config
-from benchmarks.study.run import build, controls, parameters, schedule, train
+from benchmarks.study.run import build, parameters, schedule, train
 from benchmarks.study.vlm import write_vlm
 
 FRAMES = 36
@@ -96,6 +98,17 @@ def test_every_arm_trains(name: str, folder: Path, tmp_path: Path, monkeypatch: 
         assert parameters(policy)["expert_parameters"] > 0
 
 
+def test_vlm_is_whole_or_not_there(tmp_path: Path) -> None:
+    """Written by two at once, by the second after the first, or again: one folder, nothing beside it."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: write_vlm(tmp_path / "vlms" / "vlm", 0), range(2)))
+    write_vlm(tmp_path / "vlms" / "vlm", 0)
+    assert [path.name for path in (tmp_path / "vlms").iterdir()] == ["vlm"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        f.name for f in (tmp_path / "vlms/vlm").iterdir()
+    }
+
+
 def test_headline_arms_are_of_one_size(folder: Path, tmp_path: Path) -> None:
     """Within 4%: `late` runs the VLM's last layer whole, of which `hidden` keeps nothing and `kv` two projections."""
     write_vlm(tmp_path, 0)
@@ -118,14 +131,14 @@ def test_plan_is_what_the_page_says() -> None:
 def test_controls_change_what_they_say() -> None:
     observation = {"observation.images.a": torch.ones(2, 3, 4, 4), "observation.state": torch.ones(2, 4)}
     observation["task"] = ["x"] * 2
-    changes = controls(TASKS["faucet"], 0)
+    changes = controls(TASKS["faucet"].environments, 0)
     blind, misled = changes["black images"](observation), changes["other text"](observation)
     assert not blind["observation.images.a"].any()
     assert blind["observation.state"].all()
     assert misled["task"] == ["Rotate the faucet clockwise"] * 2
     assert misled["observation.images.a"].all()
     assert observation["task"] == ["x"] * 2
-    assert controls(TASKS["push"], 0).keys() == {"black images"}
+    assert controls(TASKS["push"].environments, 0).keys() == {"black images"}
 
 
 def row(run: str, **values) -> dict:

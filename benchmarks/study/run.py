@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.envs.metaworld import TASK_DESCRIPTIONS
 from lerobot.policies.factory import make_policy, make_policy_config, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.feature_utils import dataset_to_policy_features
@@ -27,7 +26,7 @@ from torch import nn
 import lerobot_policy_deepfusion  # noqa: F401
 
 from ..report import machine
-from ..rollouts import black, blind_replay, successes, told
+from ..rollouts import blind_replay, controls, successes
 from .arms import ARMS, COMMON, MINUTES, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
 from .data import Demonstrations
 from .peers import byte_words, peer_config, small_pi0
@@ -110,15 +109,6 @@ def parameters(policy: PreTrainedPolicy) -> dict[str, int]:
     }
 
 
-def controls(task: Task, index: int) -> dict[str, Any]:
-    """What is done to an observation to see whether the policy minds, by the name that the results have."""
-    found: dict[str, Any] = {"black images": black}
-    if len(task.environments) > 1:
-        other = task.environments[(index + 1) % len(task.environments)]
-        found["other text"] = told(TASK_DESCRIPTIONS[other])
-    return found
-
-
 def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, Any]]:
     """Train and judge one policy; ours leave their checkpoint in `<out>/checkpoints`.
 
@@ -136,8 +126,12 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
         ]
     data = Demonstrations(folder)
     vlm = out / "vlms" / (PRETRAINED if arm.pretrained else f"random-{run.seed}")
-    if not vlm.exists():
+    if not arm.pretrained:
         write_vlm(vlm, run.seed)
+    elif not vlm.exists():
+        raise FileNotFoundError(
+            f"{vlm} is not there, which the arm {run.arm!r} starts from; run --task=pretrained first"
+        )
     torch.manual_seed(run.seed)
     policy, before, after = build(arm, task, data, vlm)
     about |= parameters(policy) | train(policy, before, data, run) | {"batch": BATCH}
@@ -147,7 +141,7 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
             part.save_pretrained(out / "checkpoints" / run.name)
     rows = []
     for index, name in enumerate(task.environments):
-        for control, change in {"": None, **(controls(task, index) if run.controls else {})}.items():
+        for control, change in {"": None, **(controls(task.environments, index) if run.controls else {})}.items():
             won = successes(policy, before, after, name, episodes, first, cameras=task.cameras, change=change)
             rows.append({**about, **judged, "environment": name, "control": control, "successes": won})
     return rows
@@ -161,8 +155,7 @@ def pretrain(out: Path, run: Run) -> None:
     torch.manual_seed(0)
     policy, before, _ = build(ARMS["late"], PRETRAINING, data, vlms / "before")
     print(train(policy, before, data, run), flush=True)
-    write_vlm(vlms / f"{PRETRAINED}.partial", 0, policy.model.perception.state_dict())
-    (vlms / f"{PRETRAINED}.partial").rename(vlms / PRETRAINED)
+    write_vlm(vlms / PRETRAINED, 0, policy.model.perception.state_dict())
 
 
 def main() -> None:

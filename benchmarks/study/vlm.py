@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ CHAT = (
 
 
 def write_vlm(folder: Path, seed: int, perception: dict[str, Tensor] | None = None) -> None:
-    """Write the LLaVA of the study.
+    """Write the LLaVA of the study, unless it is there; whole, since another run may look for it at the same time.
 
     Args:
         folder: to be made.
@@ -29,6 +31,8 @@ def write_vlm(folder: Path, seed: int, perception: dict[str, Tensor] | None = No
     Raises:
         RuntimeError: if `perception` has a weight that this LLaVA has not.
     """
+    if (folder / "config.json").exists():
+        return
     config = tiny_llava_config()
     config.text_config.num_hidden_layers = LAYERS
     with torch.random.fork_rng():
@@ -38,9 +42,15 @@ def write_vlm(folder: Path, seed: int, perception: dict[str, Tensor] | None = No
         left = model.model.load_state_dict(perception, strict=False).unexpected_keys
         if left:
             raise RuntimeError(f"the policy has weights that the study's LLaVA has not: {', '.join(left)}")
-    model.save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    model.save_pretrained(partial)
     size = config.vision_config.image_size
     images = CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD, resample=2
     )
-    LlavaProcessor(image_processor=images, tokenizer=byte_tokenizer(), chat_template=CHAT).save_pretrained(folder)
+    LlavaProcessor(image_processor=images, tokenizer=byte_tokenizer(), chat_template=CHAT).save_pretrained(partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another run was first, with the same weights
+        shutil.rmtree(partial)
