@@ -24,7 +24,7 @@ from benchmarks.study import report, results
 from benchmarks.study.arms import ARMS, HEADLINE_ARMS, PEERS, REPLAY, SEEDS, SMOKE, TASKS, Run, plan
 from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import peer_config
-from benchmarks.study.run import build, parameters, schedule, train
+from benchmarks.study.run import build, execute, parameters, schedule, train
 from benchmarks.study.vlm import write_vlm
 
 FRAMES = 36
@@ -107,6 +107,13 @@ def test_vlm_is_whole_or_not_there(tmp_path: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         f.name for f in (tmp_path / "vlms/vlm").iterdir()
     }
+
+
+def test_pretrained_vlm_is_not_made_up(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "push").symlink_to(folder)
+    with pytest.raises(FileNotFoundError, match="--task=pretrained"):
+        execute(Run("push", "frozen", 1), tmp_path, 1, 0)
 
 
 def test_headline_arms_are_of_one_size(folder: Path, tmp_path: Path) -> None:
