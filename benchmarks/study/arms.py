@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+SHORT, MEDIUM, LONG, PATIENT = 1.5, 3.0, 6.0, 12.0  # CPU minutes of training
+
 
 @dataclass(frozen=True)
 class Task:
@@ -16,17 +18,19 @@ class Task:
         demonstrations: recorded for each environment.
         cameras: of the environment, comma-separated.
         words: tokens of the longest instruction, and a few more.
+        minutes: of CPU time in which arms are compared, few enough that they don't all succeed.
     """
 
     environments: tuple[str, ...]
     demonstrations: int
     cameras: str = "corner2"
     words: int = 32
+    minutes: float = MEDIUM
 
 
 TASKS = {
     "push": Task(("push-v3",), 160),
-    "faucet": Task(("faucet-open-v3", "faucet-close-v3"), 60, words=48),
+    "faucet": Task(("faucet-open-v3", "faucet-close-v3"), 60, words=48, minutes=SHORT),
     "push_two_cameras": Task(("push-v3",), 160, cameras="corner2,gripperPOV"),  # the same episodes as `push`
 }
 # What a VLM learns before it is frozen, trained on, or copied into an expert: other tasks than those it then serves.
@@ -91,7 +95,6 @@ ARMS = {
 HEADLINE_TASKS, HEADLINE_ARMS, SEEDS = ("push", "faucet"), ("kv", "hidden", "late"), (0, 1, 2)
 PEERS = tuple(name for name, arm in ARMS.items() if arm.peer and name != REPLAY)
 SINGLE = tuple(name for name in ARMS if name not in (*HEADLINE_ARMS, *PEERS, REPLAY))
-MINUTES, SHORT, LONG, PATIENT = 3.0, 1.5, 6.0, 12.0  # CPU minutes of training
 STEPS = 600  # where arms are compared at equal samples
 
 
@@ -124,19 +127,18 @@ class Run:
 def plan() -> Iterator[Run]:
     """Every run, the most telling first, since a study may stop anywhere."""
     both = [(task, arm) for task in HEADLINE_TASKS for arm in HEADLINE_ARMS]
+    budgets = {task: TASKS[task].minutes for task in TASKS}
     yield from (Run(task, REPLAY, 0) for task in HEADLINE_TASKS)
-    for seed in SEEDS:
-        yield from (Run(task, arm, MINUTES, seed) for task, arm in both)
-    yield from (Run(task, "kv", LONG, 0, controls=True) for task in HEADLINE_TASKS)
-    yield from (Run("push_two_cameras", arm, MINUTES) for arm in HEADLINE_ARMS)
-    yield from (Run(task, arm, MINUTES) for arm in SINGLE + PEERS for task in HEADLINE_TASKS)
-    for seed in SEEDS:
-        yield from (Run("push", arm, 0, seed, given_steps=STEPS) for arm in HEADLINE_ARMS)
-    for minutes in (LONG, SHORT):
-        for seed in SEEDS:
-            done = [("push", "kv"), ("faucet", "kv")] if (minutes, seed) == (LONG, 0) else []
-            yield from (Run(task, arm, minutes, seed) for task, arm in both if (task, arm) not in done)
-    yield from (Run(task, arm, PATIENT) for arm in PEERS for task in HEADLINE_TASKS)
+    yield from (Run(task, arm, budgets[task], seed) for seed in SEEDS for task, arm in both)
+    yield from (Run(task, "kv", LONG, controls=True) for task in HEADLINE_TASKS)
+    yield from (Run("push_two_cameras", arm, budgets["push_two_cameras"]) for arm in HEADLINE_ARMS)
+    yield from (Run(task, arm, budgets[task]) for arm in SINGLE + PEERS for task in HEADLINE_TASKS)
+    yield from (Run("push", arm, 0, seed, given_steps=STEPS) for seed in SEEDS for arm in HEADLINE_ARMS)
+    yield from (Run("faucet", arm, MEDIUM, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
+    yield from (Run("push", arm, SHORT, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
+    yield from (Run(task, arm, PATIENT) for task in HEADLINE_TASKS for arm in PEERS)
+    later = [(seed, arm) for seed in SEEDS for arm in HEADLINE_ARMS if (seed, arm) != (0, "kv")]
+    yield from (Run("push", arm, LONG, seed) for seed, arm in later)
 
 
 SMOKE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, MINUTES, PEERS, REPLAY
+from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, TASKS
 from .results import Row, budget, rate
 
 Key = tuple[str, str, tuple[float, str]]  # task, arm, budget
@@ -93,10 +93,11 @@ def _draw_time(axis: Any, groups: dict[Key, list[Row]]) -> None:
 
 
 def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
-    same = {key: group for key, group in groups.items() if group[0]["minutes"] == MINUTES}
+    same = {key: group for key, group in groups.items() if group[0]["minutes"] == TASKS[key[0]].minutes}
     for index, (key, group) in enumerate(sorted(same.items(), key=lambda item: _order(item[0]))):
         _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], "osD^vP*X"[index % 8])
-    axis.set(xlabel=f"parameters, M ({MINUTES:g} CPU minutes)")
+    budgets = {f"{group[0]['minutes']:g}" for group in same.values()}
+    axis.set(xlabel=f"parameters, M ({''.join(budgets)} CPU minutes)")
 
 
 def _bars(axis: Any, x: list[float], points: list[tuple[float, float, float, int]], label: str, style: str) -> None:

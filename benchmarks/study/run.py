@@ -27,7 +27,7 @@ import lerobot_policy_deepfusion  # noqa: F401
 
 from ..report import machine
 from ..rollouts import blind_replay, controls, successes
-from .arms import ARMS, COMMON, MINUTES, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
+from .arms import ARMS, COMMON, MEDIUM, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
 from .data import Demonstrations
 from .peers import byte_words, peer_config, small_pi0
 from .results import WHERE, write
@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=[*TASKS, PRETRAINED], required=True)
     parser.add_argument("--arm", choices=ARMS, required=True)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="CPU minutes of training")
+    parser.add_argument("--minutes", type=float, default=MEDIUM, help="CPU minutes of training")
     parser.add_argument("--steps", type=int, default=None, help="in the place of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controls", action="store_true", help="judge with black images and other instructions too")
