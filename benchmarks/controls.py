@@ -23,7 +23,8 @@ from lerobot.policies.factory import make_pre_post_processors
 import lerobot_policy_deepfusion  # noqa: F401
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
-from .rollouts import blind_replay, controls, successes, wilson
+from .rollouts import blind_replay, controls, successes
+from .study.results import wilson
 
 
 def main() -> None:

@@ -13,14 +13,12 @@ compared is in `benchmarks/study/arms.py`, what was found in docs/study.md.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from lerobot_deepfusion import demos
 
 from .study import report, results
 from .study.arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, TASKS, Run, plan
@@ -35,10 +33,15 @@ ONE_THREAD = {
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Importing LeRobot takes longer than some runs: all are forked from one process, which has not touched the simulator.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["lerobot.scripts.lerobot_eval", "lerobot_policy_deepfusion"])
 
 
 def record(out: Path, name: str, smoke: bool, workers: int) -> None:
     """Demonstrations of a task of the study, unless they are there."""
+    from lerobot_deepfusion import demos
+
     task = PRETRAINING if name == PRETRAINED else TASKS[name]
     root = out / "data" / name
     if not root.exists():
@@ -62,14 +65,24 @@ def start(run: Run, out: Path, episodes: int) -> Path:
     """
     log = out / "logs" / f"{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.study.run", f"--task={run.task}", f"--arm={run.arm}"]
-    command += [f"--seed={run.seed}", f"--minutes={run.minutes}", f"--episodes={episodes}", f"--out={out.resolve()}"]
-    command += ["--controls"] * run.controls + ([f"--steps={run.given_steps}"] if run.given_steps else [])
-    with log.open("w") as file:
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=file, stderr=file)
-    if done.returncode:
+    arguments = [f"--task={run.task}", f"--arm={run.arm}", f"--seed={run.seed}", f"--minutes={run.minutes}"]
+    arguments += [f"--episodes={episodes}", f"--out={out.resolve()}"]
+    arguments += ["--controls"] * run.controls + ([f"--steps={run.given_steps}"] if run.given_steps else [])
+    process = PROCESSES.Process(target=_logged, args=(log, arguments))
+    process.start()
+    process.join()
+    if process.exitcode:
         raise RuntimeError(f"{run.name} failed; see {log}")
     return out / "runs" / f"{run.name}.json"
+
+
+def _logged(log: Path, arguments: list[str]) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    from .study.run import main
+
+    main(arguments)
 
 
 def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
@@ -114,6 +127,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny runs, results beside the data")
     parser.add_argument("--report", action="store_true", help="run nothing; print the tables and draw the plots")
     args = parser.parse_args()
+    os.environ.update(ONE_THREAD)  # which all processes inherit
     out = args.out or Path("outputs/fusion_study_smoke" if args.smoke else "outputs/fusion_study")
     table = out / "fusion_study.csv" if args.smoke else RESULTS
     failed = 0 if args.report else study(out, table, args.lanes, args.hours, args.smoke)

@@ -101,10 +101,3 @@ def blind_replay(data: Path, task: str, episodes: int, seed: int) -> int:
             succeeded += any(env.step(action.astype(np.float32))[2] for action in actions)
     env.close()
     return succeeded
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95% confidence interval of a share (Wilson 1927)."""
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return float(max(0, centre - half)), float(min(1, centre + half))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-SHORT, MEDIUM, LONG, PATIENT = 1.5, 3.0, 6.0, 12.0  # CPU minutes of training
+BRIEF, SHORT, MEDIUM, LONG, PATIENT = 0.75, 1.5, 3.0, 6.0, 12.0  # CPU minutes of training
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Task:
 
 TASKS = {
     "push": Task(("push-v3",), 160),
-    "faucet": Task(("faucet-open-v3", "faucet-close-v3"), 60, words=48, minutes=SHORT),
+    "faucet": Task(("faucet-open-v3", "faucet-close-v3"), 60, words=48, minutes=BRIEF),
     "push_two_cameras": Task(("push-v3",), 160, cameras="corner2,gripperPOV"),  # the same episodes as `push`
 }
 # What a VLM learns before it is frozen, trained on, or copied into an expert: other tasks than those it then serves.
@@ -132,8 +132,10 @@ def plan() -> Iterator[Run]:
     yield from (Run(task, arm, budgets[task], seed) for seed in SEEDS for task, arm in both)
     yield from (Run(task, "kv", LONG, controls=True) for task in HEADLINE_TASKS)
     yield from (Run("push_two_cameras", arm, budgets["push_two_cameras"]) for arm in HEADLINE_ARMS)
-    yield from (Run(task, arm, budgets[task]) for arm in SINGLE + PEERS for task in HEADLINE_TASKS)
+    yield from (Run(task, arm, budgets[task]) for arm in SINGLE for task in HEADLINE_TASKS)
     yield from (Run("push", arm, 0, seed, given_steps=STEPS) for seed in SEEDS for arm in HEADLINE_ARMS)
+    yield from (Run(task, arm, MEDIUM) for task in HEADLINE_TASKS for arm in PEERS)
+    yield from (Run("faucet", arm, SHORT) for arm in HEADLINE_ARMS)
     yield from (Run("faucet", arm, MEDIUM, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
     yield from (Run("push", arm, SHORT, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
     yield from (Run(task, arm, PATIENT) for task in HEADLINE_TASKS for arm in PEERS)

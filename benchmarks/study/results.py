@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import threading
 from pathlib import Path
 from typing import Any
-
-from ..rollouts import wilson
 
 WHERE = ("machine", "torch", "transformers", "commit")
 COLUMNS = (
@@ -74,6 +73,13 @@ def rate(rows: list[Row]) -> tuple[float, float, float, int]:
     count = sum(row["episodes"] for row in rows)
     share = sum(row["successes"] for row in rows) / count
     return (share, *wilson(share, count), count)
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95% confidence interval of a share (Wilson 1927)."""
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def summary(rows: list[Row]) -> str:

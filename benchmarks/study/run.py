@@ -158,7 +158,7 @@ def pretrain(out: Path, run: Run) -> None:
     write_vlm(vlms / PRETRAINED, 0, policy.model.perception.state_dict())
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=[*TASKS, PRETRAINED], required=True)
     parser.add_argument("--arm", choices=ARMS, required=True)
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="for each environment")
     parser.add_argument("--first", type=int, default=FIRST_ENVIRONMENT, help="seed of the first environment")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     run = Run(args.task, args.arm, 0 if args.steps else args.minutes, args.seed, args.controls, args.steps)
     if run.task == PRETRAINED:
