@@ -173,13 +173,19 @@ def test_results_are_added_a_run_at_a_time(tmp_path: Path) -> None:
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Seeds are pooled, controls are kept apart, and both plots are drawn."""
     rows = [row("a"), row("b", seed=1, successes=4), row("a", control="black images", successes=0)]
-    rows += [row("c", arm="late", minutes=6.0), row("s", arm="late", minutes=0, given_steps=600)]
+    rows += [
+        row("l", arm="late", seed=1, steps=4, successes=2),
+        row("c", arm="late", minutes=6.0),
+        row("s", arm="late", minutes=0, given_steps=600),
+    ]
     rows += [row("d", arm=REPLAY, minutes=0, cpu_minutes="", successes=1)]
     report.tables(rows)
     printed = capsys.readouterr().out
     assert "| 600 steps | 1 | **80%**" in printed
     assert "| 3 min | 2 | **60%** | 39% to 78% | 80%, 40% | 160 | 1.00 |" in printed
     assert "| a | push-v3 | 80% (49% to 94%) | 0% (0% to 28%) | - |" in printed
+    # The seed that both have: 4 and 2 of 10, Wilson's (.168, .687) and (.057, .510), so Newcombe's by hand.
+    assert "| push | 3 min | 1 | `kv` **+20.0** | -19 to +52 | +20 | 1.25x |" in printed
     report.plots(rows, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"study_time.png", "study_parameters.png"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, TASKS
-from .results import Row, budget, rate
+from .results import Row, budget, difference, rate
 
 Key = tuple[str, str, tuple[float, str]]  # task, arm, budget
 
@@ -21,7 +21,7 @@ def grouped(rows: list[Row]) -> dict[Key, list[Row]]:
 
 
 def tables(rows: list[Row]) -> None:
-    """Print every arm's success, and the controls."""
+    """Print every arm's success, what the fusions differ by, and the controls."""
     print("\n| task | arm | budget | seeds | success | 95% interval | by seed | samples | parameters, M |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for (task, arm, (_, given)), group in sorted(grouped(rows).items(), key=lambda item: _order(item[0])):
@@ -34,6 +34,7 @@ def tables(rows: list[Row]) -> None:
             f"| {task} | `{arm}`: {ARMS[arm].says} | {given} | {len(seeds)} | **{share:.0%}** | "
             f"{low:.0%} to {high:.0%} | {each} | {trained} | {size} |"
         )
+    _differences(rows)
     controlled = {row["run"] for row in rows if row["control"]}
     print("\n| run | environment | as trained | black images | other text |")
     print("| --- | --- | --- | --- | --- |")
@@ -46,6 +47,29 @@ def tables(rows: list[Row]) -> None:
         print(f"| {run} | {environment} | {' | '.join(cells)} |")
     minutes = sum({row["run"]: row["cpu_minutes"] or 0 for row in rows}.values())
     print(f"\n{len({row['run'] for row in rows})} runs, {minutes / 60:.1f} CPU hours of training", flush=True)
+
+
+def _differences(rows: list[Row]) -> None:
+    """Each way to read every layer less `late`, over the seeds that both have."""
+    print("\n| task | budget | seeds | arm less `late`, points | 95% interval | by seed | steps |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    groups = sorted(grouped(rows).items(), key=lambda item: _order(item[0]))
+    for (task, arm, given), group in groups:
+        late = grouped(rows).get((task, "late", given), [])
+        seeds = sorted({row["seed"] for row in group} & {row["seed"] for row in late})
+        if arm not in HEADLINE_ARMS or arm == "late" or not seeds:
+            continue
+        each = []
+        for seed in seeds:
+            pair = ([row for row in side if row["seed"] == seed] for side in (group, late))
+            each.append(f"{100 * difference(*pair)[0]:+.0f}")
+        ours, theirs = ([row for row in side if row["seed"] in seeds] for side in (group, late))
+        points, low, high = (100 * value for value in difference(ours, theirs))
+        steps = _mean(ours, "steps") / _mean(theirs, "steps")
+        print(
+            f"| {task} | {given[1]} | {len(seeds)} | `{arm}` **{points:+.1f}** | {low:+.0f} to {high:+.0f} | "
+            f"{', '.join(each)} | {steps:.2f}x |"
+        )
 
 
 def _order(key: Key) -> tuple[Any, ...]:

@@ -82,6 +82,12 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def difference(rows: list[Row], others: list[Row]) -> tuple[float, float, float]:
+    """Success of these rows less that of the others: points and 95% interval (Newcombe 1998, from Wilson's)."""
+    (p, low_p, high_p, _), (q, low_q, high_q, _) = rate(rows), rate(others)
+    return p - q, p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q)
+
+
 def summary(rows: list[Row]) -> str:
     """One line about a run."""
     parts = [f"{r['environment']} {r.get('control', '')} {r['successes']}/{r['episodes']}" for r in rows]
