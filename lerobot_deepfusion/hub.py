@@ -28,7 +28,8 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 
-from .configuration_deepfusion import TINY, DeepFusionConfig, read_checkpoint_config
+from .configuration_deepfusion import TINY, DeepFusionConfig
+from .stored_config import read_checkpoint_config
 
 if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata

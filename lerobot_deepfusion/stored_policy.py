@@ -17,10 +17,11 @@ from lerobot.utils.constants import OBS_STATE, PRETRAINED_MODEL_DIR
 from torch import Tensor
 
 from .checkpoint_files import check_checkpoint_files
-from .configuration_deepfusion import DeepFusionConfig, read_checkpoint_config
+from .configuration_deepfusion import DeepFusionConfig
 from .hub import model_card, safe_push
 from .lockstep import DeepFusionModel
 from .saving import warn_of_little_room, whole_save
+from .stored_config import read_checkpoint_config, require_same_architecture
 from .weights import load_weights, stored_tensors
 
 HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
@@ -63,7 +64,7 @@ class StoredPolicy(PreTrainedPolicy):
         elif not isinstance(config, DeepFusionConfig):
             raise ValueError(f"a config of type {config.type!r} does not describe a 'deepfusion' policy")
         config.vlm_config = config.vlm_config or saved.vlm_config
-        config.require_architecture_of(saved, pretrained_name_or_path)
+        require_same_architecture(config, saved, pretrained_name_or_path)
         _adopt_state_size(config, kwargs.get("dataset_meta"))
         return super().from_pretrained(
             pretrained_name_or_path, config=config, strict=True, vlm_weights=False, **kwargs
