@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import benchmarks.experts
 from lerobot_deepfusion import demos
 from lerobot_deepfusion.sim import experts
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
@@ -80,6 +81,15 @@ def test_environment_is_lerobots_but_for_the_picture() -> None:
     assert ours.task_description == theirs.task_description
     assert ours._max_episode_steps == 40
     ours.close()
+
+
+def test_counted_successes_are_those_that_are_kept() -> None:
+    """Noise of 0.6 makes the expert miss about half; the first seeds that the recorder takes."""
+    expert = experts.make("metaworld", "push-v3", size=32, noise=0.6, cameras="")
+    kept = sum(expert.episode(demos.FIRST_SEED + index) is not None for index in range(4))
+    expert.close()
+    assert 0 < kept < 4
+    assert benchmarks.experts.successes("push-v3", 0.6, 4) == kept
 
 
 def test_video_ends_with_the_last_observation() -> None:

@@ -92,11 +92,14 @@ class MetaworldExpert:
             size, ["x", "y", "z", "gripper"], ["dx", "dy", "dz", "gripper"], self.cameras
         )
 
-    def episode(self, seed: int) -> list[dict[str, Any]] | None:
-        # Without pictures first: physics takes a millisecond a step and a frame takes 25.
+    def succeeds(self, seed: int) -> bool:
+        """Tried without pictures: physics takes a millisecond a step and a frame takes 25."""
         with self.tryout.without_pictures():
-            if sum(1 for _ in self._run(self.tryout, seed)) == EPISODE_LENGTH:
-                return None
+            return sum(1 for _ in self._run(self.tryout, seed)) < EPISODE_LENGTH
+
+    def episode(self, seed: int) -> list[dict[str, Any]] | None:
+        if not self.succeeds(seed):
+            return None
         frames = list(self._run(self.env, seed))
         return frames if len(frames) < EPISODE_LENGTH else None
 
