@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 from .study import report, results
@@ -38,9 +39,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["lerobot.scripts.lerobot_eval", "lerobot_policy_deepfusion"])
 
 
-def record(out: Path, name: str, smoke: bool, workers: int) -> None:
+def record(out: Path, name: str, smoke: bool) -> None:
     """Demonstrations of a task of the study, unless they are there."""
-    from lerobot_deepfusion import demos
+    from lerobot_deepfusion import demos  # not above: it takes as long as the processes that `main` starts first
 
     task = PRETRAINING if name == PRETRAINED else TASKS[name]
     root = out / "data" / name
@@ -54,7 +55,7 @@ def record(out: Path, name: str, smoke: bool, workers: int) -> None:
             noise=NOISE,
             cameras=task.cameras,
         )
-        print(f"{name}: {demos.record(recipe, root, workers)}", flush=True)
+        print(f"{name}: {demos.record(recipe, root, workers=1)}", flush=True)
 
 
 def start(run: Run, out: Path, episodes: int) -> Path:
@@ -91,10 +92,10 @@ def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
     missing = [run for run in (SMOKE if smoke else plan()) if run.name not in done]
     minutes = sum(run.minutes for run in missing)
     print(f"{len(missing)} runs to do, {minutes:.0f} CPU minutes of training; results in {table}", flush=True)
-    for name in dict.fromkeys(run.task for run in missing):
-        record(out, name, smoke, lanes)
-    vlm, failed = out / "vlms" / PRETRAINED, []
-    learning = None
+    names = list(dict.fromkeys(run.task for run in missing))
+    if any(ARMS[run.arm].pretrained for run in missing) and not (out / "vlms" / PRETRAINED).exists():
+        names.append(PRETRAINED)
+    learning, failed = None, []
     deadline = time.monotonic() + hours * 3600
 
     def one(run: Run) -> None:
@@ -111,8 +112,8 @@ def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
             print(results.summary(rows), flush=True)
 
     with ThreadPoolExecutor(lanes) as pool:
-        if any(ARMS[run.arm].pretrained for run in missing) and not vlm.exists():
-            record(out, PRETRAINED, smoke, lanes)
+        list(pool.map(lambda name: record(out, name, smoke), names))
+        if PRETRAINED in names:
             minutes = missing[-1].minutes if smoke else PRETRAINING_MINUTES
             learning = pool.submit(start, Run(PRETRAINED, "late", minutes), out, 1)
         list(pool.map(one, missing))
@@ -130,7 +131,10 @@ def main() -> None:
     os.environ.update(ONE_THREAD)  # which all processes inherit
     out = args.out or Path("outputs/fusion_study_smoke" if args.smoke else "outputs/fusion_study")
     table = out / "fusion_study.csv" if args.smoke else RESULTS
-    failed = 0 if args.report else study(out, table, args.lanes, args.hours, args.smoke)
+    failed = 0
+    if not args.report:
+        forkserver.ensure_running()
+        failed = study(out, table, args.lanes, args.hours, args.smoke)
     rows = results.load(table)
     report.tables(rows)
     report.plots(rows, out if args.smoke else ROOT / "docs" / "images")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 PART_EPISODES = 20
@@ -129,11 +129,13 @@ def record(recipe: Recipe, root: Path, workers: int = 2) -> dict[str, int]:
     folder = root.with_name(f"{root.name}.parts")
     _same_recipe_or_stop(recipe, folder)
     parts = list(recipe.parts())
+    # Where it can, a process imports LeRobot once for all workers; it must not have touched the simulator.
+    processes = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     todo = [part for part in parts if not (folder / part.name).exists()]
     done = sum(part.episodes for part in parts) - sum(part.episodes for part in todo)
     with (
         tqdm(total=done + sum(part.episodes for part in todo), initial=done, unit="episode") as bar,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, mp_context=processes) as pool,
     ):
         runs = {pool.submit(record_part, recipe, part, folder): part for part in todo}
         for run in as_completed(runs):
