@@ -134,13 +134,14 @@ def plan() -> Iterator[Run]:
     yield from (Run("push_two_cameras", arm, budgets["push_two_cameras"]) for arm in HEADLINE_ARMS)
     yield from (Run(task, arm, budgets[task]) for arm in SINGLE for task in HEADLINE_TASKS)
     yield from (Run("push", arm, 0, seed, given_steps=STEPS) for seed in SEEDS for arm in HEADLINE_ARMS)
-    yield from (Run(task, arm, MEDIUM) for task in HEADLINE_TASKS for arm in PEERS)
+    yield from (Run("push", arm, MEDIUM) for arm in PEERS)
     yield from (Run("faucet", arm, SHORT) for arm in HEADLINE_ARMS)
     yield from (Run("faucet", arm, MEDIUM, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
     yield from (Run("push", arm, SHORT, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
-    yield from (Run(task, arm, PATIENT) for task in HEADLINE_TASKS for arm in PEERS)
+    yield from (Run("push", arm, PATIENT) for arm in PEERS)
     later = [(seed, arm) for seed in SEEDS for arm in HEADLINE_ARMS if (seed, arm) != (0, "kv")]
     yield from (Run("push", arm, LONG, seed) for seed, arm in later)
+    yield from (Run("faucet", arm, minutes) for minutes in (MEDIUM, PATIENT) for arm in PEERS)
 
 
 SMOKE = (
