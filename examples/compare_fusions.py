@@ -172,6 +172,25 @@ def _cell(values: list[float]) -> str:
     return f"{mean(values):.3g}{spread}"
 
 
+def same_or_stop(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        SystemExit: if `--out` has runs with other options; arms and seeds may be added.
+    """
+    asked = {key: str(value) for key, value in vars(args).items() if key not in ("arm", "seeds", "out")}
+    file = args.out / "options.json"
+    found = json.loads(file.read_text()) if file.exists() else asked
+    different = [key for key in asked if found.get(key) != asked[key]]
+    if different:
+        sys.exit(
+            f"{args.out} has runs with other options: "
+            + ", ".join(f"{key}={found.get(key)!r} and not {asked[key]!r}" for key in different)
+            + "; choose another --out, or remove it"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asked, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo-id", required=True, help="data set on the Hub; any name for a local one")
@@ -190,6 +209,7 @@ def main() -> None:
         parser.error(
             f"--hold-out={args.hold_out} leaves {len(split[0])} episodes to train on, {len(split[1])} held out"
         )
+    same_or_stop(args)
     results = []
     for seed in map(int, args.seeds.split(",")):
         for arm in args.arm or DEFAULT_ARMS:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 PART_EPISODES = 20
@@ -129,13 +130,11 @@ def record(recipe: Recipe, root: Path, workers: int = 2) -> dict[str, int]:
     folder = root.with_name(f"{root.name}.parts")
     _same_recipe_or_stop(recipe, folder)
     parts = list(recipe.parts())
-    # Where it can, a process imports LeRobot once for all workers; it must not have touched the simulator.
-    processes = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     todo = [part for part in parts if not (folder / part.name).exists()]
     done = sum(part.episodes for part in parts) - sum(part.episodes for part in todo)
     with (
         tqdm(total=done + sum(part.episodes for part in todo), initial=done, unit="episode") as bar,
-        ProcessPoolExecutor(workers, mp_context=processes) as pool,
+        ProcessPoolExecutor(workers, mp_context=_processes()) as pool,
     ):
         runs = {pool.submit(record_part, recipe, part, folder): part for part in todo}
         for run in as_completed(runs):
@@ -158,6 +157,15 @@ def record(recipe: Recipe, root: Path, workers: int = 2) -> dict[str, int]:
     merged.rename(root)
     shutil.rmtree(folder)
     return counts
+
+
+def _processes() -> BaseContext:
+    """Where the system can, one process imports LeRobot for all workers; it must not touch the simulator."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(["lerobot_deepfusion"])
+    return processes
 
 
 def _same_recipe_or_stop(recipe: Recipe, folder: Path) -> None:

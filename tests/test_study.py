@@ -21,7 +21,7 @@ from lerobot.utils.collate import lerobot_collate_fn
 from benchmarks import fusion_study
 from benchmarks.rollouts import controls
 from benchmarks.study import report, results
-from benchmarks.study.arms import ARMS, HEADLINE_ARMS, PEERS, REPLAY, SEEDS, SMOKE, TASKS, Run, plan
+from benchmarks.study.arms import ARMS, HEADLINE_ARMS, MORE_SEEDS, PEERS, REPLAY, SEEDS, SMOKE, TASKS, Run, plan
 from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import peer_config
 from benchmarks.study.run import build, execute, parameters, schedule, train
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_batches_equal_lerobots(folder: Path, peer: str | None) -> None:
     """Every frame: pictures, windows, padding, task, to the bit; Diffusion Policy also looks back by a step."""
     config = (
-        peer_config(peer)
+        peer_config(peer, 32)
         if peer
         else make_policy_config("deepfusion", vlm_path="tiny", chunk_size=8, n_action_steps=4)
     )
@@ -87,12 +87,30 @@ def test_every_arm_trains(name: str, folder: Path, tmp_path: Path, monkeypatch: 
     write_vlm(tmp_path / "vlm", 0)
     policy, before, _ = build(arm, TASKS["faucet"], data, tmp_path / "vlm")
     old = {key: value.clone() for key, value in policy.named_parameters()}
+    if name == "copied":
+        expert = policy.model.expert.backbone.layers[0].state_dict()
+        copy = policy.model.perception.language_model.layers[0].state_dict()
+        assert copy
+        assert all(torch.equal(expert[key], value) for key, value in copy.items())
     done = train(policy, before, data, Run("push", name, 1e-9))
     assert done["steps"] == 1
     moved = {key for key, value in policy.named_parameters() if not torch.equal(old[key], value)}
     assert moved
     assert train(policy, before, data, Run("push", name, 0, given_steps=2))["steps"] == 2
-    if not arm.peer:
+    if arm.peer:
+        # A step of Adam is its rate, here a hundredth of it; weight decay alone would be a hundredth of that.
+        rate = policy.config.get_optimizer_preset().lr / 100
+        eyes = [key for key in moved if "backbone" in key or "vision_tower" in key]
+        assert max((dict(policy.named_parameters())[key] - old[key]).abs().max() for key in eyes) > rate / 2
+        policy.eval()
+        policy.reset()
+        frame = {
+            key: value for key, value in data.batch(torch.tensor([0]), policy.config).items() if "action" not in key
+        }
+        if policy.config.n_obs_steps > 1:
+            frame = {k: v[:, -1] if k.startswith("observation") else v for k, v in frame.items()}
+        assert policy.select_action(before(frame)).shape == (1, 4)
+    else:
         frozen = "frozen" in name
         assert any(key.startswith("model.perception.") for key in moved) != frozen
         assert parameters(policy)["expert_parameters"] > 0
@@ -130,7 +148,7 @@ def test_plan_is_what_the_page_says() -> None:
     for task in ("push", "faucet"):
         for arm in HEADLINE_ARMS:
             seeds = {run.seed for run in runs if (run.task, run.arm, run.minutes) == (task, arm, TASKS[task].minutes)}
-            assert seeds == set(SEEDS)
+            assert seeds == {*SEEDS, *(MORE_SEEDS if task == "faucet" else ())}
     assert {run.arm for run in runs} == set(ARMS)
     assert sum(run.minutes for run in runs) / 60 < 10
     assert all(len({run.minutes for run in runs if run.arm == arm}) == 2 for arm in PEERS)
@@ -174,6 +192,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Seeds are pooled, controls are kept apart, and both plots are drawn."""
     rows = [row("a"), row("b", seed=1, successes=4), row("a", control="black images", successes=0)]
     rows += [
+        row("k", arm="late", successes=7),
         row("l", arm="late", seed=1, steps=4, successes=2),
         row("c", arm="late", minutes=6.0),
         row("s", arm="late", minutes=0, given_steps=600),
@@ -184,8 +203,8 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "| 600 steps | 1 | **80%**" in printed
     assert "| 3 min | 2 | **60%** | 39% to 78% | 80%, 40% | 160 | 1.00 |" in printed
     assert "| a | push-v3 | 80% (49% to 94%) | 0% (0% to 28%) | - |" in printed
-    # The seed that both have: 4 and 2 of 10, Wilson's (.168, .687) and (.057, .510), so Newcombe's by hand.
-    assert "| push | 3 min | 1 | `kv` **+20.0** | -19 to +52 | +20 | 1.25x |" in printed
+    # Differences of 10 and 20 points: t is 12.706 with one degree of freedom, and the standard error 5.
+    assert "| push | 3 min | 2 | `kv` **+15.0** | -49 to +79 | +10, +20 | 1.12x |" in printed
     report.plots(rows, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"study_time.png", "study_parameters.png"}
 

@@ -83,7 +83,9 @@ ARMS = {
     "narrow": Arm("expert of half the width", {"expert_width_multiplier": 0.5}),
     "wide": Arm("expert of twice the width", {"expert_width_multiplier": 2.0}),
     "trained": Arm("VLM from other tasks, trained on", pretrained=True),
-    "copied": Arm("the same, its text model copied into the expert", {"expert_init": "vlm"}, pretrained=True),
+    "copied": Arm(
+        "the same, its layers copied into the expert as far as they are read", {"expert_init": "vlm"}, pretrained=True
+    ),
     "frozen": Arm("VLM from other tasks, frozen", {"train_expert_only": True}, pretrained=True),
     "frozen_hidden": Arm("the same, `hidden`", {"train_expert_only": True, "fusion": "hidden"}, pretrained=True),
     "frozen_late": Arm("the same, `late`", {"train_expert_only": True, "fusion": "late"}, pretrained=True),
@@ -93,9 +95,10 @@ ARMS = {
     REPLAY: Arm("one demonstration, whatever is seen", peer=REPLAY),
 }
 HEADLINE_TASKS, HEADLINE_ARMS, SEEDS = ("push", "faucet"), ("kv", "hidden", "late"), (0, 1, 2)
+MORE_SEEDS = (3, 4)  # where they differ by more than the arms
 PEERS = tuple(name for name, arm in ARMS.items() if arm.peer and name != REPLAY)
 SINGLE = tuple(name for name in ARMS if name not in (*HEADLINE_ARMS, *PEERS, REPLAY))
-STEPS = 600  # where arms are compared at equal samples
+STEPS = {"push": 600, "faucet": 110}  # where arms are compared at equal samples
 
 
 @dataclass(frozen=True)
@@ -133,15 +136,22 @@ def plan() -> Iterator[Run]:
     yield from (Run(task, "kv", LONG, controls=True) for task in HEADLINE_TASKS)
     yield from (Run("push_two_cameras", arm, budgets["push_two_cameras"]) for arm in HEADLINE_ARMS)
     yield from (Run(task, arm, budgets[task]) for arm in SINGLE for task in HEADLINE_TASKS)
-    yield from (Run("push", arm, 0, seed, given_steps=STEPS) for seed in SEEDS for arm in HEADLINE_ARMS)
+    yield from _equal_samples("push")
+    yield from (Run("faucet", arm, budgets["faucet"], seed) for seed in MORE_SEEDS for arm in HEADLINE_ARMS)
     yield from (Run("push", arm, MEDIUM) for arm in PEERS)
     yield from (Run("faucet", arm, SHORT) for arm in HEADLINE_ARMS)
-    yield from (Run("faucet", arm, MEDIUM, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
-    yield from (Run("push", arm, SHORT, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
     yield from (Run("push", arm, PATIENT) for arm in PEERS)
+    yield from (Run("faucet", arm, MEDIUM, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
+    yield from _equal_samples("faucet")
+    yield from (Run("push", arm, SHORT, seed) for seed in SEEDS for arm in HEADLINE_ARMS)
     later = [(seed, arm) for seed in SEEDS for arm in HEADLINE_ARMS if (seed, arm) != (0, "kv")]
     yield from (Run("push", arm, LONG, seed) for seed, arm in later)
     yield from (Run("faucet", arm, minutes) for minutes in (MEDIUM, PATIENT) for arm in PEERS)
+    yield Run("faucet", "middle", MEDIUM)
+
+
+def _equal_samples(task: str) -> Iterator[Run]:
+    return (Run(task, arm, 0, seed, given_steps=STEPS[task]) for seed in SEEDS for arm in HEADLINE_ARMS)
 
 
 SMOKE = (

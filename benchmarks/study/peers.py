@@ -7,10 +7,13 @@ from unittest import mock
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_policy_config
+from lerobot.policies.act import modeling_act as act
+from lerobot.policies.factory import make_policy, make_policy_config
 from lerobot.policies.pi0 import modeling_pi0 as pi0
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import tokenizer_processor
+from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -25,8 +28,8 @@ ALIKE = {name: COMMON[name] for name in ("n_action_steps", "device", "push_to_hu
 RESNET = {"vision_backbone": "resnet18", "pretrained_backbone_weights": None}
 
 
-def peer_config(name: str) -> PreTrainedConfig:
-    """Config of `act`, `diffusion` or `pi0`; learning rates as docs/study.md says how they were chosen."""
+def peer_config(name: str, words: int) -> PreTrainedConfig:
+    """Config of `act`, `diffusion` or `pi0`, whose text has so many tokens; docs/study.md has the reasons."""
     options: dict[str, dict[str, Any]] = {
         "act": {
             **RESNET,
@@ -54,10 +57,27 @@ def peer_config(name: str) -> PreTrainedConfig:
             **{n: COMMON[n] for n in ("chunk_size", "num_inference_steps", "max_state_dim", "max_action_dim")},
             "optimizer_lr": COMMON["optimizer_lr"],
             "image_resolution": (96, 96),
-            "tokenizer_max_length": 48,
+            "tokenizer_max_length": words,
         },
     }
     return make_policy_config(name, **ALIKE, **options[name])
+
+
+def make_peer(config: PreTrainedConfig, meta: Any) -> PreTrainedPolicy:
+    """A peer with random weights, for the data set that `meta` describes."""
+    if config.type == "pi0":
+        config.output_features = {"action": dataset_to_policy_features(meta.features)["action"]}
+        return small_pi0(config)
+    # ACT's frozen batch norm does nothing without pretrained statistics; Diffusion Policy's own way out serves both.
+    with mock.patch.object(act, "FrozenBatchNorm2d", lambda channels: nn.GroupNorm(channels // 16, channels)):
+        return make_policy(config, ds_meta=meta)
+
+
+def hide_state(batch: dict[str, Any]) -> dict[str, Any]:
+    """The share of states hidden that our policy hides in training, as it does: normalised, zero says nothing."""
+    state = batch[OBS_STATE]
+    seen = torch.rand(len(state), *[1] * (state.ndim - 1)) >= COMMON["state_dropout"]
+    return {**batch, OBS_STATE: state * seen}
 
 
 class _Tower(nn.Module):

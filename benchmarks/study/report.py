@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, TASKS
-from .results import Row, budget, difference, rate
+from .results import Row, budget, paired_interval, rate
 
 Key = tuple[str, str, tuple[float, str]]  # task, arm, budget
 
@@ -59,16 +60,16 @@ def _differences(rows: list[Row]) -> None:
         seeds = sorted({row["seed"] for row in group} & {row["seed"] for row in late})
         if arm not in HEADLINE_ARMS or arm == "late" or not seeds:
             continue
-        each = []
-        for seed in seeds:
-            pair = ([row for row in side if row["seed"] == seed] for side in (group, late))
-            each.append(f"{100 * difference(*pair)[0]:+.0f}")
-        ours, theirs = ([row for row in side if row["seed"] in seeds] for side in (group, late))
-        points, low, high = (100 * value for value in difference(ours, theirs))
-        steps = _mean(ours, "steps") / _mean(theirs, "steps")
+        ours, theirs = (
+            {seed: [row for row in side if row["seed"] == seed] for seed in seeds} for side in (group, late)
+        )
+        each = [100 * (rate(ours[seed])[0] - rate(theirs[seed])[0]) for seed in seeds]
+        steps = statistics.mean(ours[seed][0]["steps"] / theirs[seed][0]["steps"] for seed in seeds)
+        points, low, high = paired_interval(each)
         print(
-            f"| {task} | {given[1]} | {len(seeds)} | `{arm}` **{points:+.1f}** | {low:+.0f} to {high:+.0f} | "
-            f"{', '.join(each)} | {steps:.2f}x |"
+            f"| {task} | {given[1]} | {len(seeds)} | `{arm}` **{points:+.1f}** | "
+            f"{f'{low:+.0f} to {high:+.0f}' if len(seeds) > 1 else '-'} | {', '.join(f'{d:+.0f}' for d in each)} | "
+            f"{steps:.2f}x |"
         )
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import statistics
 import threading
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,15 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def difference(rows: list[Row], others: list[Row]) -> tuple[float, float, float]:
-    """Success of these rows less that of the others: points and 95% interval (Newcombe 1998, from Wilson's)."""
-    (p, low_p, high_p, _), (q, low_q, high_q, _) = rate(rows), rate(others)
-    return p - q, p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q)
+def paired_interval(differences: list[float]) -> tuple[float, float, float]:
+    """Mean of one difference for each training seed, and its 95% interval by Student's t."""
+    from scipy import stats
+
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return mean, -math.inf, math.inf
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean, mean - half, mean + half
 
 
 def summary(rows: list[Row]) -> str:

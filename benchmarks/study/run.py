@@ -29,7 +29,7 @@ from ..report import machine
 from ..rollouts import blind_replay, controls, successes
 from .arms import ARMS, COMMON, MEDIUM, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
 from .data import Demonstrations
-from .peers import byte_words, peer_config, small_pi0
+from .peers import byte_words, hide_state, make_peer, peer_config
 from .results import WHERE, write
 from .vlm import write_vlm
 
@@ -43,11 +43,7 @@ def build(arm: Arm, task: Task, data: Demonstrations, vlm: Path) -> tuple[PreTra
     config = _config(arm, task, vlm)
     features = dataset_to_policy_features(data.meta.features)
     config.input_features = {key: feature for key, feature in features.items() if key != "action"}
-    if arm.peer == "pi0":
-        config.output_features = {"action": features["action"]}
-        policy = small_pi0(config)
-    else:
-        policy = make_policy(config, ds_meta=data.meta)
+    policy = make_peer(config, data.meta) if arm.peer else make_policy(config, ds_meta=data.meta)
     with byte_words() if arm.peer == "pi0" else nullcontext():
         before, after = make_pre_post_processors(config, dataset_stats=data.meta.stats)
     return policy, before, after
@@ -55,7 +51,7 @@ def build(arm: Arm, task: Task, data: Demonstrations, vlm: Path) -> tuple[PreTra
 
 def _config(arm: Arm, task: Task, vlm: Path) -> PreTrainedConfig:
     if arm.peer:
-        return peer_config(arm.peer)
+        return peer_config(arm.peer, task.words)
     options = {**COMMON, "tokenizer_max_length": task.words, "vlm_path": str(vlm), **arm.options}
     return make_policy_config("deepfusion", **options)
 
@@ -71,6 +67,8 @@ def train(policy: PreTrainedPolicy, before: Any, data: Demonstrations, run: Run)
     """
     preset = policy.config.get_optimizer_preset()
     optimizer = preset.build(policy.get_optim_params())
+    for group in optimizer.param_groups:
+        group["fused"] = True  # as our preset has it; LeRobot's leave it to a slower default
     rates = [group["lr"] for group in optimizer.param_groups]
     losses: list[float] = []
     policy.train()
@@ -79,7 +77,8 @@ def train(policy: PreTrainedPolicy, before: Any, data: Demonstrations, run: Run)
     while used < 1:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(used)
-        loss, _ = policy.forward(before(data.batch(next(batches), policy.config)))
+        batch = before(data.batch(next(batches), policy.config))
+        loss, _ = policy.forward(hide_state(batch) if ARMS[run.arm].peer else batch)
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), preset.grad_clip_norm)
         optimizer.step()
