@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
+import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,7 @@ from benchmarks.rollouts import controls
 from benchmarks.study import report, results
 from benchmarks.study.arms import ARMS, HEADLINE_ARMS, MORE_SEEDS, PEERS, REPLAY, SEEDS, SMOKE, TASKS, Run, plan
 from benchmarks.study.data import Demonstrations
-from benchmarks.study.peers import peer_config
+from benchmarks.study.peers import hide_state, peer_config
 from benchmarks.study.run import build, execute, parameters, schedule, train
 from benchmarks.study.vlm import write_vlm
 
@@ -114,6 +116,17 @@ def test_every_arm_trains(name: str, folder: Path, tmp_path: Path, monkeypatch: 
         frozen = "frozen" in name
         assert any(key.startswith("model.perception.") for key in moved) != frozen
         assert parameters(policy)["expert_parameters"] > 0
+
+
+@pytest.mark.parametrize("shape", [(1000, 4), (1000, 2, 4)])  # Diffusion Policy sees two frames
+def test_states_of_peers_are_hidden_as_ours(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    batch = {"observation.state": torch.ones(shape), "action": torch.ones(1)}
+    state = hide_state(batch)["observation.state"]
+    seen = state.flatten(1).mean(1)
+    assert set(seen.tolist()) == {0.0, 1.0}  # a sample's whole state or none of it
+    assert 0.65 < seen.mean() < 0.75  # three standard errors of 0.3 around 0.7 are 0.04
+    assert batch["observation.state"].all()
 
 
 def test_vlm_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -242,6 +255,18 @@ def test_smoke(tmp_path: Path) -> None:
     assert {r["run"] for r in rows} == {run.name for run in SMOKE}
     assert {r["control"] for r in rows} == {"", "black images"}
     assert (tmp_path / "study_time.png").exists()
+
+
+def test_compare_fusions_refuses_to_mix(tmp_path: Path) -> None:
+    """More seeds or arms go on in the same folder; other steps or options of LeRobot's do not."""
+    same_or_stop = runpy.run_path(str(fusion_study.ROOT / "examples/compare_fusions.py"))["same_or_stop"]
+    asked = {"out": tmp_path / "out", "steps": 5, "seeds": "0", "arm": None, "options": ["--batch_size=2"]}
+    same_or_stop(argparse.Namespace(**asked))
+    same_or_stop(argparse.Namespace(**{**asked, "seeds": "0,1", "arm": ["--policy.fusion=kv"]}))
+    with pytest.raises(SystemExit, match="steps='5' and not '6'; choose another --out"):
+        same_or_stop(argparse.Namespace(**{**asked, "steps": 6}))
+    with pytest.raises(SystemExit, match="batch_size"):
+        same_or_stop(argparse.Namespace(**{**asked, "options": []}))
 
 
 # The script twice in one process, in which LeRobot's commands run too: importing LeRobot takes longer than the rest.
