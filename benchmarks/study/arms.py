@@ -94,7 +94,7 @@ ARMS = {
     "pi0": Arm("LeRobot's pi0 at our shape, with our vision tower", peer="pi0"),
     REPLAY: Arm("one demonstration, whatever is seen", peer=REPLAY),
 }
-# The recipe's learning rate was chosen for `kv`; these have the one at which they learn most in the minutes of a task.
+# The recipe's learning rate was chosen for `kv`; at these the others learn more in the minutes of a task.
 FAST = {
     f"{fusion}_x{times}": Arm(
         f"`{fusion}`, {times} times the learning rate",
