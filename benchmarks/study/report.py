@@ -96,7 +96,9 @@ def plots(rows: list[Row], folder: Path) -> None:
             draw(axis, {key: group for key, group in groups.items() if key[0] == task})
             axis.set(title=task, ylim=(-3, 103))
         axes[0].set_ylabel("success, %")
-        axes[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        told = [axis.get_legend_handles_labels() for axis in axes]
+        handles = {label: handle for pair in told for handle, label in zip(*pair, strict=True)}
+        axes[-1].legend(handles.values(), handles, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         figure.tight_layout()
         figure.savefig(folder / f"study_{name}.png", dpi=110)
         plt.close(figure)
@@ -119,16 +121,21 @@ def _draw_time(axis: Any, groups: dict[Key, list[Row]]) -> None:
 
 def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
     same = {key: group for key, group in groups.items() if group[0]["minutes"] == TASKS[key[0]].minutes}
-    for index, (key, group) in enumerate(sorted(same.items(), key=lambda item: _order(item[0]))):
-        _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], key[1], "osD^vP*X"[index % 8])
+    for (_, arm, _), group in sorted(same.items(), key=lambda item: _order(item[0])):
+        _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], arm, "osD^vP*X"[list(ARMS).index(arm) % 8])
     budgets = {f"{group[0]['minutes']:g}" for group in same.values()}
-    axis.set(xlabel=f"parameters, M ({''.join(budgets)} CPU minutes)")
+    axis.set(xlabel=f"parameters, M ({''.join(budgets)} CPU minutes)", xscale="log")
+    axis.set_xticks(ticks := [2.4, 3, 4, 8, 16], [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
 
 
 def _bars(axis: Any, x: list[float], points: list[tuple[float, float, float, int]], label: str, style: str) -> None:
     """Shares with their intervals, in %."""
     if x:
+        colour = f"C{list(ARMS).index(label) % 10}"  # the same in every plot
         share, low, high, _ = ([100 * value for value in column] for column in zip(*points, strict=True))
         below = [max(0, a - b) for a, b in zip(share, low, strict=True)]
         above = [max(0, b - a) for a, b in zip(share, high, strict=True)]
-        axis.errorbar(x, share, yerr=[below, above], fmt=style, label=label, capsize=2, markersize=5, linewidth=1)
+        axis.errorbar(
+            x, share, yerr=[below, above], fmt=style, label=label, capsize=2, markersize=5, linewidth=1, color=colour
+        )
