@@ -1,7 +1,9 @@
 """Which of Meta-World's scripted experts are worth recording: their successes, without and with noise.
 
-python -m benchmarks.experts                       # all 50 tasks; about 20 minutes
-python -m benchmarks.experts --tasks push-v3,reach-v3 --episodes 50
+    python -m benchmarks.experts                       # all 50 tasks; about 20 minutes
+    python -m benchmarks.experts --tasks push-v3,reach-v3 --episodes 50
+
+Prints a Markdown table, a row for each task.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ def _differences(rows: list[Row]) -> None:
     """Each way to read every layer less `late`, over the seeds that both have."""
     print("\n| task | budget | seeds | arm less `late`, points | 95% interval | by seed | steps |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    groups = sorted(grouped(rows).items(), key=lambda item: _order(item[0]))
-    for (task, arm, given), group in groups:
-        late = grouped(rows).get((task, "late", given), [])
+    groups = grouped(rows)
+    for (task, arm, given), group in sorted(groups.items(), key=lambda item: _order(item[0])):
+        late = groups.get((task, "late", given), [])
         seeds = sorted({row["seed"] for row in group} & {row["seed"] for row in late})
         if arm not in HEADLINE_ARMS or arm == "late" or not seeds:
             continue
