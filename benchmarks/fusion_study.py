@@ -2,7 +2,7 @@
 
     python -m benchmarks.fusion_study                # every run that the results lack, two at a time
     python -m benchmarks.fusion_study --hours 2      # no new one after two hours; the same command goes on later
-    python -m benchmarks.fusion_study --smoke        # the same road in two minutes, for CI
+    python -m benchmarks.fusion_study --smoke        # the same road in a minute and a half, for CI
     python -m benchmarks.fusion_study --report       # tables and plots of what is there
 
 Records the demonstrations it lacks, trains each policy in a process and on a thread of its own, and adds its rows to
@@ -22,7 +22,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 from .study import report, results
-from .study.arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, TASKS, Run, plan
+from .study.arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, SMOKE_MINUTES, TASKS, Run, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fusion_study.csv"
@@ -114,7 +114,7 @@ def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
     with ThreadPoolExecutor(lanes) as pool:
         list(pool.map(lambda name: record(out, name, smoke), names))
         if PRETRAINED in names:
-            minutes = missing[-1].minutes if smoke else PRETRAINING_MINUTES
+            minutes = SMOKE_MINUTES if smoke else PRETRAINING_MINUTES
             learning = pool.submit(start, Run(PRETRAINED, "late", minutes), out, 1)
         list(pool.map(one, missing))
     return len(failed)

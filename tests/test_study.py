@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from commands import TINY_YAML, finish, write_noise
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -22,8 +23,21 @@ from lerobot.utils.collate import lerobot_collate_fn
 
 from benchmarks import fusion_study
 from benchmarks.rollouts import controls
-from benchmarks.study import report, results
-from benchmarks.study.arms import ARMS, HEADLINE_ARMS, MORE_SEEDS, PEERS, REPLAY, SEEDS, SMOKE, TASKS, Run, plan
+from benchmarks.study import pace, report, results
+from benchmarks.study.arms import (
+    ARMS,
+    COMMON,
+    HEADLINE_ARMS,
+    MEDIUM,
+    MORE_SEEDS,
+    PEERS,
+    REPLAY,
+    SEEDS,
+    SMOKE,
+    TASKS,
+    Run,
+    plan,
+)
 from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import hide_state, peer_config
 from benchmarks.study.run import build, execute, parameters, schedule, train
@@ -156,7 +170,26 @@ def test_headline_arms_are_of_one_size(folder: Path, tmp_path: Path) -> None:
     assert max(sizes) / min(sizes) < 1.04
 
 
-def test_plan_is_what_the_page_says() -> None:
+def test_page_has_the_tables_of_the_results(capsys: pytest.CaptureFixture) -> None:
+    """And how many runs there are, of how many."""
+    rows, page = results.load(fusion_study.RESULTS), (fusion_study.ROOT / "docs/study.md").read_text()
+    report.tables(rows)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(printed) > 60
+    assert [line for line in printed if line not in page] == []
+    planned, done = {run.name for run in plan()}, {row["run"] for row in rows}
+    assert done <= planned
+    missing = f"{len(planned - done)} of the {len(planned)} planned runs are missing"
+    assert (missing in page) == (done < planned)
+
+
+def test_recipe_is_that_of_the_demo() -> None:
+    recipe = yaml.safe_load(TINY_YAML.read_text())["policy"]
+    assert {name: type(value)(recipe[name]) for name, value in COMMON.items()} == COMMON
+
+
+def test_plan_is_balanced() -> None:
+    """Every headline arm has every seed, and no arm always runs beside the same other one."""
     runs = list(plan())
     assert len({run.name for run in runs}) == len(runs)
     for task in ("push", "faucet"):
@@ -166,6 +199,22 @@ def test_plan_is_what_the_page_says() -> None:
     assert {run.arm for run in runs} == set(ARMS)
     assert sum(run.minutes for run in runs) / 60 < 10
     assert all(len({run.minutes for run in runs if run.arm == arm}) == 2 for arm in PEERS)
+    first = [next(r.arm for r in runs if (r.task, r.minutes, r.seed) == ("push", MEDIUM, seed)) for seed in SEEDS]
+    assert first == list(HEADLINE_ARMS)
+
+
+def test_pace(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Steps of both arms, in the same rounds, on the study's data; the first is what the other is beside."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "push").symlink_to(folder)
+    pace.main([f"--out={tmp_path}", "--arms=wide,narrow", "--rounds=3"])
+    printed = capsys.readouterr().out
+    assert "commit" in printed
+    rows = [[cell.strip("` *") for cell in line.split("|")[1:-1]] for line in printed.splitlines() if "`" in line][1:]
+    assert [row[0] for row in rows] == ["wide", "narrow"]
+    assert rows[0][2:] == ["1.00", "1.00 to 1.00"]
+    assert 0.2 < float(rows[1][2]) < 1  # four times the weights in the expert's layers
+    assert float(rows[0][1]) > 1
 
 
 def test_controls_change_what_they_say() -> None:
@@ -218,7 +267,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "| 3 min | 2 | **60%** | 39% to 78% | 80%, 40% | 160 | 1.00 |" in printed
     assert "| a | push-v3 | 80% (49% to 94%) | 0% (0% to 28%) | - |" in printed
     # Differences of 10 and 20 points: t is 12.706 with one degree of freedom, and the standard error 5.
-    assert "| push | 3 min | 2 | `kv` **+15.0** | -49 to +79 | +10, +20 | 1.12x |" in printed
+    assert "| push | 3 min | 2 | `kv` less `late` **+15.0** | -49 to +79 | +10, +20 | 1.12x |" in printed
     report.plots(rows, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"study_time.png", "study_parameters.png"}
 

@@ -95,7 +95,7 @@ class _Tower(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=self.tower(pixel_values).last_hidden_state)
 
 
-def small_pi0(config: Any, **kwargs: Any) -> PreTrainedPolicy:
+def small_pi0(config: Any) -> PreTrainedPolicy:
     """LeRobot's pi0 at the study's shape: its code, our vision tower and the spread of our initial weights."""
     text = tiny_llava_config().text_config
     heads = 8  # LeRobot's code has no other number
@@ -103,7 +103,7 @@ def small_pi0(config: Any, **kwargs: Any) -> PreTrainedPolicy:
     geometry = pi0.GemmaConfig(width, LAYERS, text.intermediate_size, heads, 1, width // heads)
     # Without first values, which take half a minute for the vision tower of 400 M weights that is then replaced.
     with mock.patch.object(pi0, "get_gemma_config", return_value=geometry), no_init_weights():
-        policy = pi0.PI0Policy(config, **kwargs)
+        policy = pi0.PI0Policy(config)
     both = policy.model.paligemma_with_expert
     vlm = both.paligemma.model
     vlm.vision_tower = _Tower()

@@ -6,10 +6,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from .arms import ARMS, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, TASKS
+from .arms import ARMS, FAST, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, TASKS
 from .results import Row, budget, paired_interval, rate
 
 Key = tuple[str, str, tuple[float, str]]  # task, arm, budget
+# Differences that are told, seed by seed.
+BESIDE = {"kv": "late", "hidden": "late", **{arm: arm.split("_")[0] for arm in FAST}}
 
 
 def grouped(rows: list[Row]) -> dict[Key, list[Row]]:
@@ -27,7 +29,7 @@ def tables(rows: list[Row]) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for (task, arm, (_, given)), group in sorted(grouped(rows).items(), key=lambda item: _order(item[0])):
         seeds = sorted({row["seed"] for row in group})
-        share, low, high, _ = rate(group)
+        share, low, high = rate(group)
         each = ", ".join(f"{rate([row for row in group if row['seed'] == seed])[0]:.0%}" for seed in seeds)
         trained = "" if arm == REPLAY else f"{_mean(group, 'steps') * group[0]['batch']:,.0f}"
         size = "" if arm == REPLAY else f"{group[0]['parameters'] / 1e6:.2f}"
@@ -43,7 +45,7 @@ def tables(rows: list[Row]) -> None:
         cells = []
         for control in ("", "black images", "other text"):
             found = [r for r in rows if (r["run"], r["environment"], r["control"]) == (run, environment, control)]
-            share, low, high, _ = rate(found) if found else (0, 0, 0, 0)
+            share, low, high = rate(found) if found else (0, 0, 0)
             cells.append(f"{share:.0%} ({low:.0%} to {high:.0%})" if found else "-")
         print(f"| {run} | {environment} | {' | '.join(cells)} |")
     minutes = sum({row["run"]: row["cpu_minutes"] or 0 for row in rows}.values())
@@ -51,23 +53,23 @@ def tables(rows: list[Row]) -> None:
 
 
 def _differences(rows: list[Row]) -> None:
-    """Each way to read every layer less `late`, over the seeds that both have."""
-    print("\n| task | budget | seeds | arm less `late`, points | 95% interval | by seed | steps |")
+    """Arms beside the one they are to be compared with, over the seeds that both have."""
+    print("\n| task | budget | seeds | points | 95% interval | by seed | steps |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     groups = grouped(rows)
     for (task, arm, given), group in sorted(groups.items(), key=lambda item: _order(item[0])):
-        late = groups.get((task, "late", given), [])
-        seeds = sorted({row["seed"] for row in group} & {row["seed"] for row in late})
-        if arm not in HEADLINE_ARMS or arm == "late" or not seeds:
+        other = groups.get((task, BESIDE.get(arm, ""), given), [])
+        seeds = sorted({row["seed"] for row in group} & {row["seed"] for row in other})
+        if not seeds:
             continue
         ours, theirs = (
-            {seed: [row for row in side if row["seed"] == seed] for seed in seeds} for side in (group, late)
+            {seed: [row for row in side if row["seed"] == seed] for seed in seeds} for side in (group, other)
         )
         each = [100 * (rate(ours[seed])[0] - rate(theirs[seed])[0]) for seed in seeds]
         steps = statistics.mean(ours[seed][0]["steps"] / theirs[seed][0]["steps"] for seed in seeds)
         points, low, high = paired_interval(each)
         print(
-            f"| {task} | {given[1]} | {len(seeds)} | `{arm}` **{points:+.1f}** | "
+            f"| {task} | {given[1]} | {len(seeds)} | `{arm}` less `{BESIDE[arm]}` **{points:+.1f}** | "
             f"{f'{low:+.0f} to {high:+.0f}' if len(seeds) > 1 else '-'} | {', '.join(f'{d:+.0f}' for d in each)} | "
             f"{steps:.2f}x |"
         )
@@ -129,11 +131,11 @@ def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
     axis.minorticks_off()
 
 
-def _bars(axis: Any, x: list[float], points: list[tuple[float, float, float, int]], label: str, style: str) -> None:
+def _bars(axis: Any, x: list[float], points: list[tuple[float, float, float]], label: str, style: str) -> None:
     """Shares with their intervals, in %."""
     if x:
         colour = f"C{list(ARMS).index(label) % 10}"  # the same in every plot
-        share, low, high, _ = ([100 * value for value in column] for column in zip(*points, strict=True))
+        share, low, high = ([100 * value for value in column] for column in zip(*points, strict=True))
         below = [max(0, a - b) for a, b in zip(share, low, strict=True)]
         above = [max(0, b - a) for a, b in zip(share, high, strict=True)]
         axis.errorbar(

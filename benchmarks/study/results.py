@@ -69,11 +69,11 @@ def budget(row: Row) -> tuple[float, str]:
     return (1e6 + steps, f"{steps} steps") if steps else (row["minutes"], f"{row['minutes']:g} min")
 
 
-def rate(rows: list[Row]) -> tuple[float, float, float, int]:
-    """Success over all episodes of these rows: share, 95% interval (Wilson), number of episodes."""
+def rate(rows: list[Row]) -> tuple[float, float, float]:
+    """Success over all episodes of these rows: share and 95% interval (Wilson)."""
     count = sum(row["episodes"] for row in rows)
     share = sum(row["successes"] for row in rows) / count
-    return (share, *wilson(share, count), count)
+    return (share, *wilson(share, count))
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lerobot.policies.factory import make_policy, make_policy_config, make_pre_p
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import nn
+from torch.optim import Optimizer
 
 import lerobot_policy_deepfusion  # noqa: F401
 
@@ -63,31 +65,43 @@ def train(policy: PreTrainedPolicy, before: Any, data: Demonstrations, run: Run)
     so that no arm has to know how many steps its minutes are: warmup, then a cosine to zero.
 
     Returns:
-        `cpu_minutes`, `steps`, and `loss`, the mean of the last hundred.
+        `cpu_minutes`, `steps`, and `loss`, the mean of the last hundred; of a short run that is all of it.
     """
+    optimizer, step = stepper(policy, before, data, run)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    losses: list[float] = []
+    start, minutes, used = time.process_time(), 0.0, 0.0
+    while used < 1:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(used)
+        losses.append(step())
+        minutes = (time.process_time() - start) / 60
+        used = len(losses) / run.given_steps if run.given_steps else minutes / run.minutes
+    last = losses[-100:]
+    return {"cpu_minutes": round(minutes, 3), "steps": len(losses), "loss": round(sum(last) / len(last), 5)}
+
+
+def stepper(
+    policy: PreTrainedPolicy, before: Any, data: Demonstrations, run: Run
+) -> tuple[Optimizer, Callable[[], float]]:
+    """LeRobot's optimizer for a policy, and what trains it on the next batch and returns the loss."""
     preset = policy.config.get_optimizer_preset()
     optimizer = preset.build(policy.get_optim_params())
     for group in optimizer.param_groups:
         group["fused"] = True  # as our preset has it; LeRobot's leave it to a slower default
-    rates = [group["lr"] for group in optimizer.param_groups]
-    losses: list[float] = []
-    policy.train()
-    start, minutes, used = time.process_time(), 0.0, 0.0
     batches = data.epochs(BATCH, run.seed)
-    while used < 1:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(used)
+    policy.train()
+
+    def step() -> float:
         batch = before(data.batch(next(batches), policy.config))
         loss, _ = policy.forward(hide_state(batch) if ARMS[run.arm].peer else batch)
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), preset.grad_clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-        minutes = (time.process_time() - start) / 60
-        used = len(losses) / run.given_steps if run.given_steps else minutes / run.minutes
-    last = losses[-100:]
-    return {"cpu_minutes": round(minutes, 3), "steps": len(losses), "loss": round(sum(last) / len(last), 5)}
+        return loss.item()
+
+    return optimizer, step
 
 
 def schedule(share: float) -> float:
