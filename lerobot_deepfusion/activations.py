@@ -1,7 +1,7 @@
 """What each part of the network keeps between its forward and its backward pass, counted from its geometry.
 
-Attention is taken to keep no scores; that is measured on a CPU, and not on a GPU, where a mask with grouped queries
-may choose a kernel that does keep them.
+Attention is taken to keep no scores, which is measured on a CPU. On a GPU, where `attend` repeats grouped keys and
+values beside a mask, each layer of the expert keeps them once for every query head, which is not counted.
 
 Letters of sizes: d width, f MLP size, n query heads, c bytes of what a matrix multiplication reads.
 """
@@ -163,28 +163,27 @@ def text_stream(model: DeepFusionModel, load: Workload, precision: Precision, ra
     return Stream(tokens * norm * (fusion == "late"), layers, inputs * tokens * d * x)
 
 
-def expert_stream(model: DeepFusionModel, load: Workload, precision: Precision, rank: int = 0) -> Stream:
-    """Of the expert, without the context. With a rank: LoRA, all else frozen but the modulation.
+def expert_stream(model: DeepFusionModel, load: Workload, precision: Precision) -> Stream:
+    """Of the expert, without the context.
 
-    Its tokens come out of linear layers, so that autocast makes its residual stream bfloat16.
+    Its tokens are rounded to what autocast computes in, and so is its residual stream.
     """
     config: Any = model.expert.backbone.config
     prefix, own, c = load.prefix(model), load.expert_tokens(model), precision.compute
     d, heads = config.hidden_size, config.num_key_value_heads * config.head_dim
-    normed = max(c, precision.frozen) if rank else FLOAT32
-    if config.gemma:  # its norms give back the type that they were given
-        normed = c
+    normed = c if config.gemma else FLOAT32  # a Gemma's norms give back the type that they were given
     # Keys and values of prefix and own tokens; the mask as numbers, one row where all tokens see the same.
     layer = (prefix + own) * c * (2 * heads + (own if load.samples > 1 or config.causal else 1))
-    layer += own * _llama_layer(config, config.head_dim, c, normed, precision, rank)
+    layer += own * _llama_layer(config, config.head_dim, c, normed, precision)
     if config.adarms:
         # Normed x and gated output, of attention and MLP; two times 1 + scale a flow sample.
         layer += own * 2 * d * (normed + c) + load.samples * 2 * d * c
     if config.context_is_hidden:
-        layer += prefix * _projected_context(config, normed, precision, rank)
+        layer += prefix * _projected_context(config, normed, precision)
     # Last norm and what the output projection reads; the flow time's features and MLP; the mask as booleans.
     # A Gemma's norm keeps what it weighs in float32.
-    ends = own * d * (FLOAT32 + (FLOAT32 if config.gemma else c) + c) + load.samples * (TIME_FEATURES + 3 * d) * c
+    ends = own * d * (2 * FLOAT32 + (FLOAT32 if config.gemma else c))
+    ends += load.samples * (TIME_FEATURES + 3 * d) * FLOAT32
     ends += own * (prefix + own)
     layers = config.num_hidden_layers
     if config.adarms:  # six modulations a flow sample and layer, which are computed before the first layer
@@ -192,7 +191,7 @@ def expert_stream(model: DeepFusionModel, load: Workload, precision: Precision, 
     return Stream(load.batch * ends, (load.batch * layer,) * layers, layers * load.batch * own * d * c)
 
 
-def _llama_layer(config: Any, head_dim: int, x: int, normed: int, precision: Precision, rank: int) -> int:
+def _llama_layer(config: Any, head_dim: int, x: int, normed: int, precision: Precision, rank: int = 0) -> int:
     """Of one token in a Llama layer, without its own keys and values.
 
     Args:
@@ -215,14 +214,13 @@ def _llama_layer(config: Any, head_dim: int, x: int, normed: int, precision: Pre
     return size + 2 * d * norm + d * precision.inputs(2, normed) + f * c
 
 
-def _projected_context(config: Any, normed: int, precision: Precision, rank: int) -> int:
+def _projected_context(config: Any, normed: int, precision: Precision) -> int:
     """Of one prefix token in an expert layer that projects hidden states itself."""
     d, c, context = config.hidden_size, precision.compute, precision.context
     narrower = config.context_width != d
     size = FLOAT32 + d * precision.inputs(2, normed)
-    if not rank:
-        size += d * (FLOAT32 if config.gemma else c if narrower else context)  # for the gradient of the norm
-        size += config.context_width * c if narrower and context != c else 0  # the context, cast
-    if narrower or (rank and context != FLOAT32):
+    size += d * (FLOAT32 if config.gemma else c if narrower else context)  # for the gradient of the norm
+    if narrower:
+        size += config.context_width * c if context != c else 0  # the context, cast
         size += d * FLOAT32  # what the norm reads, in float32
     return size

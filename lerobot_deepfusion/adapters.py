@@ -19,14 +19,6 @@ from lerobot.configs import PreTrainedConfig, parser
 from lerobot.configs.train import TrainPipelineConfig
 from torch import nn
 
-from .memory import LORA_TARGETS
-
-
-def adapter_targets(policy: nn.Module) -> dict[str, Any]:
-    """PEFT's options for what a policy's `--peft.*` adapts and trains whole, unless it is told otherwise."""
-    names = {name.split(".")[-1] for name, _ in policy.named_modules()}
-    return {**LORA_TARGETS, "modules_to_save": [name for name in LORA_TARGETS["modules_to_save"] if name in names]}
-
 
 def check_adapter_targets(policy: nn.Module, peft_config: Any) -> None:
     """PEFT is content if one of several names is found; here each has to be.
@@ -62,6 +54,7 @@ def write_base(cfg: TrainPipelineConfig) -> None:
         set_seed(cfg.seed)
     meta = LeRobotDatasetMetadata(cfg.dataset.repo_id, root=cfg.dataset.root, revision=cfg.dataset.revision)
     parts = [make_policy(cfg.policy, ds_meta=meta), *make_pre_post_processors(cfg.policy, dataset_stats=meta.stats)]
+    cfg.policy.device = None  # a machine without a GPU may write what one with a GPU will train
     for part in parts:
         part.save_pretrained(cfg.output_dir)
     print(f"{cfg.output_dir}: lerobot-train --policy.path={cfg.output_dir} --peft.r=16 ...")
@@ -88,14 +81,15 @@ def merge(adapters: str, output_dir: Path) -> None:
     config = PreTrainedConfig.from_pretrained(adapters)
     if not config.use_peft:
         raise ValueError(f"{adapters} has no adapters (use_peft is false in its config.json); it needs no merging")
+    device = {"device_processor": {"device": config.device}}  # by now one that is here
     dtype, config.dtype = config.dtype, "float32"  # a bfloat16 base would round the small sums away
     config.device = "cpu"
     base = DeepFusionPolicy.from_pretrained(
         PeftConfig.from_pretrained(adapters).base_model_name_or_path, config=config
     )
     merged = PeftModel.from_pretrained(base, adapters).merge_and_unload()
-    config.dtype, config.use_peft, config.pretrained_path = dtype, False, None
-    for part in (merged, *make_pre_post_processors(config, pretrained_path=adapters)):
+    config.dtype, config.device, config.use_peft, config.pretrained_path = dtype, None, False, None
+    for part in (merged, *make_pre_post_processors(config, adapters, preprocessor_overrides=device)):
         part.save_pretrained(output_dir)
     print(f"{output_dir}: lerobot-eval --policy.path={output_dir} ...")
 

@@ -6,6 +6,7 @@ wait for it. Shapes are looked at in the policy, which knows what it was built f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from .configuration_deepfusion import DeepFusionConfig
 from .dataset_files import check_videos
 from .observation import EMPTY_CAMERA
 
+logger = logging.getLogger(__name__)
+
 STATISTICS = {
     NormalizationMode.MEAN_STD: ("mean", "std"),
     NormalizationMode.MIN_MAX: ("min", "max"),
     NormalizationMode.QUANTILES: ("q01", "q99"),
     NormalizationMode.QUANTILE10: ("q10", "q90"),
 }
+CONSTANT = 1e-6  # spread of a state dimension that never changes
 ROUNDING = 1e-3  # by which a resized or augmented picture may leave [0, 1]
 
 
@@ -42,6 +46,7 @@ def check_dataset(config: DeepFusionConfig, meta: Any) -> None:
         ValueError: if a statistic is missing or wrong, no episode is as long as a chunk, or a video is cut short.
     """
     check_statistics(config, meta.stats)
+    warn_of_constants(config, meta.stats)
     check_videos(Path(meta.root))
     longest = max(meta.episodes["length"])
     if config.chunk_size > longest:
@@ -77,6 +82,21 @@ def check_statistics(config: DeepFusionConfig, dataset_stats: Mapping[str, Mappi
                 )
 
 
+def warn_of_constants(config: DeepFusionConfig, dataset_stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """State dimensions that never change in the data: LeRobot divides by their spread, however small."""
+    mode = config.normalization_mapping.get(config.robot_state_feature.type.value, NormalizationMode.IDENTITY)
+    if mode in STATISTICS:
+        low, high = (torch.as_tensor(dataset_stats[OBS_STATE][name]) for name in STATISTICS[mode])
+        spread = high if mode == NormalizationMode.MEAN_STD else high - low
+        constant = (spread < CONSTANT).nonzero().flatten().tolist()
+        if constant:
+            logger.warning(
+                f"{OBS_STATE} never changes in its dimensions {constant}: on a robot, where it differs by a "
+                "thousandth, it would be hundreds of times larger than anything that was trained. Leave these "
+                "dimensions out of the data set"
+            )
+
+
 # --- each batch: values, on the CPU -----------------------------------------------------------------------
 
 
@@ -84,7 +104,8 @@ def check_values(observation: Mapping[str, Any], action: Any, about: Mapping[str
     """Numbers that would poison weights or reach the motors.
 
     Args:
-        observation: pictures [B, 3, height, width] and state [B, P] by key; other entries are let through.
+        observation: pictures [B, 3, height, width] and state [B, P] by key; other entries, such as pictures of depth,
+            are let through: if the policy has them among its cameras, it refuses them.
         action: [B, ...], or nothing.
         about: what the sample says of itself: `episode_index` and `index`, where it comes from a data set.
 
@@ -94,7 +115,7 @@ def check_values(observation: Mapping[str, Any], action: Any, about: Mapping[str
     for key, value in observation.items():
         if not isinstance(value, Tensor):
             continue
-        if key.startswith(OBS_IMAGE) and not key.endswith("_padding_mask"):
+        if key.startswith(OBS_IMAGE) and value.ndim == 4 and value.shape[1] == 3:
             _check_picture(key, value, about)
         elif key == OBS_STATE:
             _check_finite(key, value, about)
@@ -144,7 +165,7 @@ def check_observation(config: DeepFusionConfig, batch: Mapping[str, Tensor]) -> 
     """
     for key, feature in config.image_features.items():
         if key in batch and EMPTY_CAMERA not in key:
-            _check_camera(key, tuple(batch[key].shape), feature)
+            check_camera(key, tuple(batch[key].shape), feature)
     feature = config.robot_state_feature
     if OBS_STATE not in batch:
         raise ValueError(
@@ -154,7 +175,11 @@ def check_observation(config: DeepFusionConfig, batch: Mapping[str, Tensor]) -> 
     check_vector(OBS_STATE, batch[OBS_STATE], feature)
 
 
-def _check_camera(key: str, shape: tuple[int, ...], feature: PolicyFeature) -> None:
+def check_camera(key: str, shape: tuple[int, ...], feature: PolicyFeature) -> None:
+    """
+    Raises:
+        ValueError: if a picture's shape is not [B, 3, height, width] in the proportions of the feature.
+    """
     if len(shape) != 4 or shape[1] != 3:
         raise ValueError(f"{key} has the shape {shape}; expected [batch, 3, height, width], channels first")
     height, width = feature.shape[-2:]

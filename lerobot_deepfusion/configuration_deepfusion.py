@@ -116,7 +116,8 @@ class DeepFusionConfig(PreTrainedConfig):
     freeze_vision_encoder: bool = False
     # Keep the whole VLM as it is and train the expert alone.
     train_expert_only: bool = False
-    # Cut the gradient from the expert into the VLM's states.
+    # Cut the gradient from the expert into the VLM's states. No other loss could train the VLM, so it is kept as with
+    # `train_expert_only`, and so are adapters in it.
     knowledge_insulation: bool = False
 
     # AdamW and a cosine schedule with warmup that always ends at `--steps`; of a short run a tenth is warmup.
@@ -165,8 +166,8 @@ class DeepFusionConfig(PreTrainedConfig):
         """Add the declared empty cameras and check what the policy needs.
 
         Raises:
-            ValueError: without a camera, state or action feature, or with one that is no vector or wider than its
-                padded size.
+            ValueError: without a camera, state or action feature, or with one that is no colour picture, no vector or
+                wider than its padded size.
         """
         if self.input_features is None:
             raise ValueError("policy.input_features is null, which only a data set can fill in")
@@ -181,6 +182,12 @@ class DeepFusionConfig(PreTrainedConfig):
                 f"no camera among the input features {sorted(self.input_features)}; this policy needs at least "
                 "one observation.image or observation.images.<name>"
             )
+        for key, feature in self.image_features.items():
+            if len(feature.shape) != 3 or feature.shape[0] != 3:
+                raise ValueError(
+                    f"{key} has the shape {feature.shape}; expected (3, height, width), a colour picture. Leave "
+                    "depth cameras out of policy.input_features"
+                )
         for feature, key, name in (
             (self.robot_state_feature, OBS_STATE, "max_state_dim"),
             (self.action_feature, ACTION, "max_action_dim"),
@@ -194,6 +201,11 @@ class DeepFusionConfig(PreTrainedConfig):
                     f"{key} has {feature.shape[0]} dimensions and policy.{name} is {getattr(self, name)}; "
                     f"set --policy.{name}={feature.shape[0]} or more"
                 )
+
+    @property
+    def trains_vlm(self) -> bool:
+        """Whether a gradient reaches any of the VLM's own weights."""
+        return not (self.train_expert_only or self.knowledge_insulation)
 
     @property
     def cameras(self) -> list[str]:

@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
+    repeat_kv,
 )
 
 from .fusion import KeyValue, VlmStates
@@ -31,6 +32,17 @@ from .masks import expert_mask, expert_positions
 
 TIME_FEATURES = 256
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time features, as in openpi
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, **options: Any) -> Tensor:
+    """torch's fused attention, [B, N, ..., H], for keys and values of fewer heads.
+
+    On a GPU no fused kernel takes both fewer heads and a mask, and torch would compute, and keep, every score; so the
+    heads are repeated there, as in transformers.
+    """
+    if groups > 1 and mask is not None and key.device.type != "cpu":
+        key, value, groups = repeat_kv(key, groups), repeat_kv(value, groups), 1
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=groups > 1, **options)
 
 
 def project_key_value(attention: Any, x_BSD: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> KeyValue:
@@ -67,14 +79,7 @@ class DeepFusionLlamaAttention(LlamaAttention):
         if cross_key_value_states is not None:
             key = torch.cat([cross_key_value_states[0], key], dim=2)
             value = torch.cat([cross_key_value_states[1], value], dim=2)
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            scale=self.scaling,
-            enable_gqa=self.num_key_value_groups > 1,
-        )
+        out = attend(query, key, value, attention_mask, self.num_key_value_groups, scale=self.scaling)
         return self.o_proj(out.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1))
 
 
@@ -219,8 +224,20 @@ def time_features(time: Tensor, size: int = TIME_FEATURES) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
 
 
+def exactly(module: nn.Module, x: Tensor) -> Tensor:
+    """A small module in the precision of its weights, under autocast too: it costs little, and states, actions and
+    velocities, rounded to the eight bits of bfloat16, are off by up to a hundredth of their spread.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.to(next(module.parameters()).dtype))
+
+
 class DeepFusionActionExpert(nn.Module):
-    """State, time and noisy actions in, velocity out, with the VLM's states beside every layer."""
+    """State, time and noisy actions in, velocity out, with the VLM's states beside every layer.
+
+    Under autocast the layers alone compute in bfloat16, and what is embedded is rounded to it; what stands before and
+    behind them is exact.
+    """
 
     def __init__(self, config: LlamaConfig, max_state_dim: int, max_action_dim: int) -> None:
         super().__init__()
@@ -241,7 +258,7 @@ class DeepFusionActionExpert(nn.Module):
         Returns:
             Under `token` one token a time, [1, B, K, D]; under `adarms` every layer's modulation, [L, B, K, 6 * D].
         """
-        embedding = self.time_mlp(time_features(time).to(time.dtype))
+        embedding = exactly(self.time_mlp, time_features(time))
         if not self.adarms:
             return embedding[None]
         layers: Any = self.backbone.layers
@@ -261,11 +278,13 @@ class DeepFusionActionExpert(nn.Module):
         samples, chunk, action_dim = noisy_actions.shape[1:]
         state = _pad_last(state, self.state_in_proj.in_features)
         noisy_actions = _pad_last(noisy_actions, self.action_in_proj.in_features)
-        tokens = [self.state_in_proj(state)[:, None, None].expand(-1, samples, -1, -1)]
+        tokens = [exactly(self.state_in_proj, state)[:, None, None].expand(-1, samples, -1, -1)]
         if not self.adarms:
             tokens.append(time[0][:, :, None].expand(len(state), -1, -1, -1))
-        tokens.append(self.action_in_proj(noisy_actions))
+        tokens.append(exactly(self.action_in_proj, noisy_actions))
         x = torch.cat(tokens, dim=2)  # [B, K, X, D]
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         valid, size = vlm_states.valid, x.shape[2]
         out = self.backbone(
             x,
@@ -274,7 +293,7 @@ class DeepFusionActionExpert(nn.Module):
             attention_mask=expert_mask(valid, size, samples, self.causal),
             modulations=time if self.adarms else None,
         )
-        return self.action_out_proj(out[:, :, -chunk:])[..., :action_dim]
+        return exactly(self.action_out_proj, out[:, :, -chunk:])[..., :action_dim]
 
 
 def _pad_last(x: Tensor, size: int) -> Tensor:

@@ -120,7 +120,7 @@ def what_is_frozen(config: DeepFusionConfig) -> str:
     """What training left as it was, in words."""
     if config.use_peft:
         return "all but the adapters"
-    if config.train_expert_only or config.knowledge_insulation:
+    if not config.trains_vlm:
         return "the whole VLM"
     return "the vision tower" if config.freeze_vision_encoder else "nothing"
 

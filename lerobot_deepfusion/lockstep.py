@@ -167,7 +167,7 @@ def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False
 
 def frozen_modules(config: Any, model: DeepFusionModel) -> list[nn.Module]:
     """What training leaves as it is."""
-    if config.train_expert_only:
+    if not config.trains_vlm:
         return [model.perception]
     return [model.perception.vision_tower] if config.freeze_vision_encoder else []
 

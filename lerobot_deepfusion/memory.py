@@ -30,10 +30,11 @@ from .activations import (
 from .lockstep import DeepFusionModel
 from .parts import EXPERT, PARTS, PROJECTOR, TEXT, VISION, part_of
 
-# What LoRA adapts: the attention of VLM and expert. What is new to the expert is trained whole, as a copy.
+# What LoRA adapts: the attention of the VLM. The expert, which is not pretrained, is trained whole, as a copy: under
+# adapters of a low rank its random weights would stay as they were drawn.
 LORA_TARGETS: dict[str, Any] = {
-    "target_modules": r".*\.(language_model|backbone)\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
-    "modules_to_save": ["state_in_proj", "action_in_proj", "time_mlp", "action_out_proj", "modulation"],
+    "target_modules": r".*\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
+    "modules_to_save": ["expert"],
 }
 
 
@@ -68,13 +69,13 @@ def modulation_parameters(model: DeepFusionModel) -> int:
 
 
 def lora_parameters(model: nn.Module, rank: int) -> dict[str, int]:
-    """Trained parameters of each part under LoRA: two factors for each matrix, and the whole copies."""
+    """Trained parameters of each part under LoRA: two factors for each matrix, and the copy of the expert."""
     counts = dict.fromkeys(PARTS, 0)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and re.fullmatch(LORA_TARGETS["target_modules"], f"model.{name}"):
             counts[part_of(name)] += rank * (module.in_features + module.out_features)
         elif name.split(".")[-1] in LORA_TARGETS["modules_to_save"]:
-            counts[part_of(name)] += sum(parameter.numel() for parameter in module.parameters())
+            counts[part_of(f"{name}.")] += sum(parameter.numel() for parameter in module.parameters())
     return counts
 
 
@@ -105,7 +106,7 @@ def activations(
     """Streams of the parts that the backward pass goes through, in its order."""
     streams = {}
     if EXPERT in trained:
-        streams[EXPERT] = expert_stream(model, load, precision, rank)
+        streams[EXPERT] = expert_stream(model, load, precision)
     if TEXT in trained:
         streams[TEXT] = text_stream(model, load, precision, rank)
     if PROJECTOR in trained:

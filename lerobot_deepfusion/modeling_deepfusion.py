@@ -18,7 +18,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from .adapters import adapter_targets, check_adapter_targets
+from .adapters import check_adapter_targets
 from .checks import check_action, check_chunk, check_dataset, check_observation
 from .configuration_deepfusion import TINY, DeepFusionConfig
 from .describe import describe
@@ -26,10 +26,11 @@ from .flow import euler_times, flow_error, interpolate
 from .fusion import VlmStates
 from .images import random_shift
 from .lockstep import build_model, frozen_modules
+from .memory import LORA_TARGETS
 from .observation import stack_cameras
 from .optim import parameter_groups
 from .perception import context_window
-from .prompt import expand_image_token
+from .prompt import expand_image_token, fit_tokens
 from .sharding import keep_types, unit_classes
 from .stored_policy import StoredPolicy
 from .vlm_source import check_vlm_config, check_vlm_weights, load_vlm_weights, read_vlm_config
@@ -68,7 +69,7 @@ class DeepFusionPolicy(StoredPolicy):
         self._no_split_modules = unit_classes(self.model, frozen_modules(config, self.model))
         self._check_context_window()
         if pretrained:
-            half = config.dtype == "bfloat16" and config.train_expert_only
+            half = config.dtype == "bfloat16" and not config.trains_vlm
             load_vlm_weights(self.model.perception, config.vlm_path, torch.bfloat16 if half else torch.float32)
         if vlm_weights and config.expert_init == "vlm":
             self.model.expert_from_vlm()
@@ -125,8 +126,8 @@ class DeepFusionPolicy(StoredPolicy):
         return parameter_groups(self.config, self.model)
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """What `--peft.*` adapts: the attention of VLM and expert; what is new to the expert is trained whole."""
-        return adapter_targets(self)
+        """What `--peft.*` adapts, the attention of the VLM, and what it trains whole, the expert."""
+        return dict(LORA_TARGETS)
 
     def _validate_peft_config(self, peft_config: Any) -> None:
         """LeRobot's check that there is a base, and ours that every name is one of a module's."""
@@ -146,8 +147,11 @@ class DeepFusionPolicy(StoredPolicy):
         if self.training and config.image_shift:
             images = random_shift(images, round(config.image_shift * size))
         tokens, valid = expand_image_token(
-            batch[OBS_LANGUAGE_TOKENS],
-            batch[OBS_LANGUAGE_ATTENTION_MASK].bool(),
+            *fit_tokens(
+                batch[OBS_LANGUAGE_TOKENS],
+                batch[OBS_LANGUAGE_ATTENTION_MASK].bool(),
+                config.tokenizer_max_length + 1,
+            ),
             perception.config.image_token_id,
             present,
             perception.image_tokens,

@@ -62,6 +62,6 @@ def parameter_groups(config: Any, model: nn.Module) -> list[dict[str, Any]]:
         elif rate is not None and part != EXPERT:
             raise ValueError(
                 f"policy.{field}={rate} and nothing of the {part} is trained; leave it out, or unfreeze the {part} "
-                "(policy.freeze_vision_encoder, policy.train_expert_only, --peft.target_modules)"
+                "(policy.freeze_vision_encoder, train_expert_only, knowledge_insulation, --peft.target_modules)"
             )
     return groups

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModel
 
-from .expert import project_key_value
+from .expert import attend, project_key_value
 from .fusion import Fusion, KeyValue, VlmStates, source_layers, vlm_layers_needed
 from .limits import check_vlm_model, without_code
 from .masks import causal_mask, positions_from_valid
@@ -39,16 +39,8 @@ def attention_with_key_value(
     They leave the layer as return values: taken as a side effect they would be lost to gradient
     checkpointing and break FSDP's hooks.
     """
-    out = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        dropout_p=dropout,
-        is_causal=attention_mask is None,
-        scale=scaling,
-        enable_gqa=module.num_key_value_groups > 1,
-    )
+    options = {"dropout_p": dropout, "is_causal": attention_mask is None, "scale": scaling}
+    out = attend(query, key, value, attention_mask, module.num_key_value_groups, **options)
     return out.transpose(1, 2).contiguous(), (key, value)
 
 

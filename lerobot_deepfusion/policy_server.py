@@ -13,6 +13,7 @@ from typing import Any
 
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
+from .checks import check_camera
 from .configuration_deepfusion import DeepFusionConfig
 from .observation import EMPTY_CAMERA
 
@@ -58,6 +59,10 @@ def check_robot(features: dict[str, dict[str, Any]], config: DeepFusionConfig) -
             f"the robot sends the cameras {sent} and the policy expects {needed}; name the robot's cameras in the "
             f"client's --robot.cameras as the policy does, without '{OBS_IMAGES}.'"
         )
+    for key in needed:  # LeRobot's server stretches pictures to the policy's size before the policy sees them
+        height, width, channels = features[key]["shape"]
+        if height and width:  # a robot may leave it to the camera
+            check_camera(key, (1, channels, height, width), config.image_features[key])
     joints, size = features.get(OBS_STATE, {}).get("names", []), config.robot_state_feature.shape[0]
     if len(joints) != size:
         raise ValueError(

@@ -54,13 +54,14 @@ class DeepFusionPromptProcessorStep(_SameFeatures):
     """Task text -> token ids of the prompt.
 
     Writes `observation.language.tokens` (int64 [B, L]) and `observation.language.attention_mask` (bool [B, L]),
-    where L = max_length + 1 for every batch: one image token stands for the pictures of all cameras, which the
-    policy puts in its place. Each text is tokenised once.
+    where L = max_length + 1, or more for a longer prompt: whether that is too long is for the policy to say, whose
+    `tokenizer_max_length` may be another than that of the checkpoint that this step is of. One image token stands for
+    the pictures of all cameras, which the policy puts in its place. Each text is tokenised once.
 
     Attributes:
         prompt: text around one task, with one `image_token` and one `{task}`.
         image_token: the token that stands for the pictures.
-        max_length: tokens for everything but the pictures.
+        max_length: tokens for everything but the pictures, up to which prompts are filled.
         tokenizer: travels in the step's state, not in its config.
     """
 
@@ -88,12 +89,13 @@ class DeepFusionPromptProcessorStep(_SameFeatures):
             )
         rows = [self._token_ids(task) for task in tasks]
         lengths = torch.tensor([len(row) for row in rows])
+        size = max(self.max_length + 1, *lengths.tolist())
         # What fills the rest is masked, so any id will do; a real pad token may be a word of some tasks.
-        tokens = torch.stack([F.pad(row, (0, self.max_length + 1 - len(row))) for row in rows])
+        tokens = torch.stack([F.pad(row, (0, size - len(row))) for row in rows])
         transition[TransitionKey.OBSERVATION] = {
             **(transition.get(TransitionKey.OBSERVATION) or {}),
             OBS_LANGUAGE_TOKENS: tokens,
-            OBS_LANGUAGE_ATTENTION_MASK: torch.arange(self.max_length + 1) < lengths[:, None],
+            OBS_LANGUAGE_ATTENTION_MASK: torch.arange(size) < lengths[:, None],
         }
         return transition
 
@@ -108,11 +110,6 @@ class DeepFusionPromptProcessorStep(_SameFeatures):
                 raise ValueError(
                     f"the prompt {self.prompt!r} has {pictures} tokens {self.image_token!r} in this tokenizer; "
                     "expected one, in whose place the pictures go. Take prompt and tokenizer of one checkpoint"
-                )
-            if len(ids) - 1 > self.max_length:
-                raise ValueError(
-                    f"the prompt for the task {task!r} has {len(ids) - 1} tokens besides the pictures and "
-                    f"policy.tokenizer_max_length is {self.max_length}; set it to {len(ids) - 1} or more"
                 )
             self._known[task] = torch.tensor(ids)
         return self._known[task]

@@ -9,6 +9,7 @@ Axis letters: B batch, L tokens of the text with its one image token, M image to
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TASK = "{task}"  # stands for the task text
@@ -23,6 +24,27 @@ def fill_prompt(prompt: str, image_token: str, task: str) -> str:
     if image_token in task:
         raise ValueError(f"the task text {task!r} contains the image token {image_token!r}; take it out")
     return prompt.replace(TASK, task)
+
+
+def fit_tokens(token_ids: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Prompts of one length: filled up, or rid of what fills them.
+
+    Args:
+        token_ids: int64 [B, L].
+        valid: bool [B, L], False at the end where a prompt is shorter.
+        size: L to be, with the image token.
+
+    Raises:
+        ValueError: if a prompt is longer.
+    """
+    extra = token_ids.shape[1] - size
+    if extra > 0 and valid[:, size:].any():
+        longest = int(valid.sum(1).max()) - 1
+        raise ValueError(
+            f"a prompt has {longest} tokens besides the pictures and policy.tokenizer_max_length is {size - 1}; set "
+            f"it to {longest} or more"
+        )
+    return F.pad(token_ids, (0, -extra)), F.pad(valid, (0, -extra))
 
 
 def expand_image_token(

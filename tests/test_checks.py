@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lerobot.configs import NormalizationMode
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from test_policy import STATS, make, make_batch, make_config
 
 from lerobot_deepfusion.checks import check_dataset
@@ -47,6 +47,20 @@ def test_statistics_stop_a_run_before_its_first_step(change: dict, mode: str, me
         make_deepfusion_pre_post_processors(config, None)
     with pytest.raises(ValueError, match=message):
         DeepFusionPolicy(config, dataset_meta=meta(**change))
+
+
+@pytest.mark.parametrize("mode", ["MEAN_STD", "QUANTILES"])
+def test_a_state_that_never_changes_is_told(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    """LeRobot normalises a reading that is off by a thousandth to 1e5, which no check of numbers would stop."""
+    config = make_config()
+    config.normalization_mapping |= {"STATE": NormalizationMode[mode]}
+    low, high = torch.tensor([0.0, 0.5, -1.0, 0.0]), torch.tensor([1.0, 0.5, 1.0, 1e-8])
+    stats = {"mean": low, "std": high - low, "q01": low, "q99": high}
+    check_dataset(config, meta(**{STATE: stats}))
+    assert "observation.state never changes in its dimensions [1, 3]" in caplog.text
+    caplog.clear()
+    check_dataset(config, meta(**{STATE: {**stats, "std": torch.ones(4), "q99": low + 1}}))
+    assert not caplog.text
 
 
 def test_chunk_longer_than_every_episode() -> None:
@@ -106,6 +120,17 @@ def test_pictures_have_values_in_zero_to_one(picture: torch.Tensor, message: str
     pre, _ = make_deepfusion_pre_post_processors(config, STATS)
     with pytest.raises(ValueError, match=f"{IMAGE} .*{message}|{IMAGE} is {message}"):
         pre({**make_batch(config), IMAGE: picture})
+
+
+def test_depth_is_nothing_to_the_policy_unless_it_is_among_its_cameras() -> None:
+    """LeRobot's depth cameras are pictures of one channel, in millimetres."""
+    config = make_config()
+    pre, _ = make_deepfusion_pre_post_processors(config, STATS)
+    depth = torch.randint(0, 5000, (3, 1, 64, 80), dtype=torch.int32)
+    pre({**make_batch(config), f"{IMAGE}s.front_depth": depth})
+    config.input_features[f"{IMAGE}s.front_depth"] = PolicyFeature(FeatureType.VISUAL, (1, 64, 80))
+    with pytest.raises(ValueError, match=r"front_depth has the shape \(1, 64, 80\).*Leave depth cameras out"):
+        DeepFusionPolicy(config)
 
 
 @pytest.mark.parametrize(

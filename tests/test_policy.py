@@ -315,6 +315,36 @@ def test_knowledge_insulation_cuts_the_gradient() -> None:
         assert torch.equal(a.grad, b.grad)
 
 
+def test_knowledge_insulation_trains_the_expert_alone() -> None:
+    """It is said so, the VLM counts as frozen, and adapters in it get no gradient."""
+    policy, batch, _ = make(knowledge_insulation=True)
+    assert all(group["name"] == "expert" for group in policy.get_optim_params())
+    assert re.search(r"text model +0 +\S+ k", policy.describe())
+    policy.config.pretrained_path = "somewhere"
+    wrapped = policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 2})
+    loss(wrapped, batch).backward()
+    trained = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    reached = {name for name, p in trained.items() if p.grad is not None and p.grad.any()}
+    assert any("lora_A" in name for name in trained)
+    assert reached
+    assert all(".expert." in name for name in reached)
+
+
+def test_bfloat16_stays_inside_the_layers() -> None:
+    """State, time, noisy actions and velocity are computed in float32 under autocast; the layers are not."""
+    policy, batch, _ = make(dtype="bfloat16")
+    expert, seen = policy.model.expert, {}
+    for name in ("state_in_proj", "action_in_proj", "time_mlp", "action_out_proj"):
+        expert.get_submodule(name).register_forward_hook(
+            lambda _, given, out, name=name: seen.update({name: (given[0].dtype, out.dtype)})
+        )
+    expert.backbone.layers[0].mlp.register_forward_hook(lambda _, given, out: seen.update(mlp=out.dtype))
+    policy.forward(batch)
+    assert seen.pop("mlp") == torch.bfloat16
+    assert len(seen) == 4
+    assert set(seen.values()) == {(torch.float32, torch.float32)}
+
+
 def test_bfloat16_is_near_float32() -> None:
     """Autocast moves the actions by about 1e-2, as rounding to 8 bits does; weights stay float32."""
     policy, batch, _ = make()
@@ -351,15 +381,14 @@ def test_expert_can_start_from_the_vlm() -> None:
 
 
 def test_adapter_targets_exist() -> None:
-    """LoRA's defaults name the attention of both streams and nothing of the vision tower."""
+    """LoRA's defaults name the attention of the VLM, and the expert."""
     policy, _, _ = make()
     targets = policy._get_default_peft_targets()
     names = [name for name, _ in policy.named_modules()]
     adapted = [name for name in names if re.fullmatch(targets["target_modules"], name)]
-    # Four projections in three expert layers and two whole VLM layers; the last has keys and values only.
-    assert len(adapted) == 4 * 3 + 4 * 2 + 2
-    for saved in targets["modules_to_save"]:
-        assert any(name.endswith(f".{saved}") for name in names), saved
+    # Four projections in two whole VLM layers; the last has keys and values only.
+    assert len(adapted) == 4 * 2 + 2
+    assert [name for name in names if name.split(".")[-1] in targets["modules_to_save"]] == ["model.expert"]
 
 
 def test_optimizer_is_fused_and_equals_the_plain_one() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
-from test_policy import STATS, make_batch, make_config
+from test_policy import STATS, make, make_batch, make_config
 
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
-from lerobot_deepfusion.prompt import expand_image_token
+from lerobot_deepfusion.prompt import expand_image_token, fit_tokens
 from lerobot_deepfusion.tiny import byte_tokenizer
 
 
@@ -64,12 +64,33 @@ def test_bad_tasks_stop_with_the_mend() -> None:
     config = make_config()
     pre, _ = make_deepfusion_pre_post_processors(config, STATS)
     batch = make_batch(config)
-    with pytest.raises(ValueError, match="tokenizer_max_length is 24; set it to 41"):
-        pre({**batch, "task": ["x" * 40] * 3})
     with pytest.raises(ValueError, match="contains the image token"):
         pre({**batch, "task": ["<image>"] * 3})
     with pytest.raises(ValueError, match="'task' is"):
         pre({key: value for key, value in batch.items() if key != "task"})
+
+
+def test_prompts_are_as_long_as_the_policy_says() -> None:
+    """Whatever the checkpoint's step fills them to: those that the policy's own step writes. One that is too long
+    stops with the mend.
+    """
+    policy, _, pipelines = make()
+    batch = make_batch(policy.config)
+    long = {**batch, "task": ["x" * 40, "y", "z" * 20]}
+    with pytest.raises(ValueError, match=r"has 41 tokens.*tokenizer_max_length is 24; set it to 41 or more"):
+        policy.forward(pipelines["pre"](long))
+    for size, sample in ((48, long), (12, {**batch, "task": ["x", "y", "z"]})):
+        policy.config.tokenizer_max_length = size
+        own, _ = make_deepfusion_pre_post_processors(policy.config, STATS)
+        written, expected = (
+            [step(sample)[key] for key in (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK)]
+            for step in (pipelines["pre"], own)
+        )
+        assert written[0].shape != expected[0].shape
+        assert all(map(torch.equal, fit_tokens(*written, size + 1), expected))
+    policy.forward(pipelines["pre"]({**batch, "task": ["x" * 11] * 3}))
+    with pytest.raises(ValueError, match=r"has 13 tokens.*tokenizer_max_length is 12; set it to 13 or more"):
+        policy.forward(pipelines["pre"]({**batch, "task": ["x" * 12] * 3}))
 
 
 def test_normalisation_there_and_back() -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ import pytest
 import torch
 from fake_robot import FRAME, JOINTS, FakeRobot, FakeRobotConfig
 from lerobot.async_inference.configs import PolicyServerConfig, RobotClientConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
@@ -38,6 +40,7 @@ from test_policy import STATS, make_config
 from torch import Tensor
 
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+from lerobot_deepfusion.policy_server import check_robot
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 
 TASK = "push the puck"
@@ -157,6 +160,14 @@ def test_another_robot_is_turned_away(
     with pytest.raises(grpc.RpcError, match=message):
         client.stub.SendPolicyInstructions(services_pb2.PolicySetup(data=pickle.dumps(client.policy_config)))
     client.stop()
+
+
+@pytest.mark.parametrize(("size", "fits"), [((720, 1280), True), ((360, 640), True), ((480, 640), False)])
+def test_pictures_of_a_robot_are_not_stretched(checkpoint: Path, size: tuple[int, int], fits: bool) -> None:
+    """LeRobot's server would, before the policy sees them."""
+    features = {STATE: {"names": [*fake_robot.STATE]}, CAMERA: {"shape": (*size, 3)}}
+    with nullcontext() if fits else pytest.raises(ValueError, match=r"480 x 640 pixels.*trained on 720 x 1280"):
+        check_robot(features, PreTrainedConfig.from_pretrained(checkpoint))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,8 @@ def test_adapters_through_the_commands(tmp_path: Path) -> None:
         ["-m", adapters, "merge", last, merged],
         ["lerobot-eval", f"--policy.path={merged}", *evaluation, "--policy.device=cpu", f"--output_dir={out}/eval2"],
     )
+    for written in (base, merged):  # each machine finds its own
+        assert json.loads(Path(written, "config.json").read_text())["device"] is None
     resumed, saved = load_file(f"{last}/{adapter}"), load_file(f"{half}/{adapter}")
     moved = {name: (tensor - saved[name]).abs().max() for name, tensor in resumed.items()}
     assert 0 < max(moved.values()) < 5e-3

@@ -153,7 +153,7 @@ def plan() -> Iterator[Run]:
     yield from (Run("faucet", arm, budgets["faucet"], seed) for seed in SEEDS for arm in ("hidden_x4", "late_x4"))
     yield from (Run("push", arm, budgets["push"]) for arm in ("hidden_x2", "late_x2"))
     yield from (Run("faucet", arm, SHORT) for arm in HEADLINE_ARMS)
-    yield from (Run("push", arm, PATIENT) for arm in PEERS)
+    yield from (Run("push", arm, PATIENT) for arm in (*PEERS, "kv"))
     yield from (Run("faucet", arm, MEDIUM, seed) for seed in SEEDS for arm in _fusions(seed))
     yield from _equal_samples("faucet")
     yield from (Run("push", arm, SHORT, seed) for seed in SEEDS for arm in _fusions(seed))
