@@ -1,7 +1,8 @@
 """The data boundary: what stops a run, with the key, what was found, what was expected and the mend.
 
-Values are looked at in the pre-processor, where they are still on the CPU: a check on a GPU would make each step
-wait for it. Shapes are looked at in the policy, which knows what it was built for.
+Values are looked at in the pre-processor, which knows where in the data set a sample is. (If they are on a GPU by then,
+looking waits for it, as LeRobot does once a step in any case.) Shapes are looked at in the policy, which knows what it
+was built for.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def warn_of_constants(config: DeepFusionConfig, dataset_stats: Mapping[str, Mapp
             )
 
 
-# --- each batch: values, on the CPU -----------------------------------------------------------------------
+# --- each batch: values, in the pre-processor -------------------------------------------------------------
 
 
 def check_values(observation: Mapping[str, Any], action: Any, about: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ def describe_vlm(vlm_path: str) -> dict[str, str]:
 def what_is_frozen(config: DeepFusionConfig) -> str:
     """What training left as it was, in words."""
     if config.use_peft:
-        return "all but the adapters"
+        return "all but the adapters, and what was trained whole beside them: the expert, unless told otherwise"
     if not config.trains_vlm:
         return "the whole VLM"
     return "the vision tower" if config.freeze_vision_encoder else "nothing"

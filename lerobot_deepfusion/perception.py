@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModel
 
-from .expert import attend, project_key_value
+from .attention import attend, project_key_value
 from .fusion import Fusion, KeyValue, VlmStates, source_layers, vlm_layers_needed
 from .limits import check_vlm_model, without_code
 from .masks import causal_mask, positions_from_valid

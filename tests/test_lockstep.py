@@ -13,7 +13,7 @@ from reference import velocity as reference_velocity
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from lerobot_deepfusion.expert import attend
+from lerobot_deepfusion.attention import attend
 from lerobot_deepfusion.flow import flow_error
 from lerobot_deepfusion.fusion import VlmStates
 from lerobot_deepfusion.lockstep import DeepFusionModel
