@@ -1,8 +1,8 @@
 """The data boundary: what stops a run, with the key, what was found, what was expected and the mend.
 
-Values are looked at in the pre-processor, which knows where in the data set a sample is. (If they are on a GPU by then,
-looking waits for it, as LeRobot does once a step in any case.) Shapes are looked at in the policy, which knows what it
-was built for.
+Values are looked at in the pre-processor, which knows where in the data set a sample is. (If they are on a GPU by
+then, looking waits for it, as LeRobot does once a step in any case.) Shapes are looked at in the policy, which knows
+what it was built for.
 """
 
 from __future__ import annotations
