@@ -252,7 +252,7 @@ def test_results_are_added_a_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Seeds are pooled, controls are kept apart, and both plots are drawn."""
+    """Seeds are pooled, controls are kept apart, and all plots are drawn."""
     rows = [row("a"), row("b", seed=1, successes=4), row("a", control="black images", successes=0)]
     rows += [
         row("k", arm="late", successes=7),
@@ -269,7 +269,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     # Differences of 10 and 20 points: t is 12.706 with one degree of freedom, and the standard error 5.
     assert "| push | 3 min | 2 | `kv` less `late` **+15.0** | -49 to +79 | +10, +20 | 1.12x |" in printed
     report.plots(rows, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"study_time.png", "study_parameters.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"study_{x}.png" for x in ("time", "samples", "parameters")}
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

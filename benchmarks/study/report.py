@@ -85,14 +85,14 @@ def _mean(rows: list[Row], column: str) -> float:
 
 
 def plots(rows: list[Row], folder: Path) -> None:
-    """`study_time.png`, success against minutes, and `study_parameters.png`, against size, in `folder`."""
+    """Success against minutes, samples and size in `folder`: `study_time.png`, `_samples.png`, `_parameters.png`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     groups = grouped(rows)
-    for name, draw in (("time", _draw_time), ("parameters", _draw_parameters)):
+    for name, draw in (("time", _draw_time), ("samples", _draw_samples), ("parameters", _draw_parameters)):
         figure, axes = plt.subplots(1, len(HEADLINE_TASKS), figsize=(11, 4.2), sharey=True)
         for axis, task in zip(axes, HEADLINE_TASKS, strict=True):
             draw(axis, {key: group for key, group in groups.items() if key[0] == task})
@@ -108,17 +108,27 @@ def plots(rows: list[Row], folder: Path) -> None:
 
 def _draw_time(axis: Any, groups: dict[Key, list[Row]]) -> None:
     timed = {(arm, minutes): group for (_, arm, (minutes, _)), group in groups.items() if group[0]["minutes"]}
-    for index, arm in enumerate((*HEADLINE_ARMS, *PEERS)):
-        at = sorted(minutes for name, minutes in timed if name == arm)
-        shifted = [minutes * (1 + 0.015 * (index - 1)) for minutes in at]  # or intervals would hide each other
-        points = [rate(timed[arm, minutes]) for minutes in at]
-        _bars(axis, shifted, points, arm, "-o" if arm in HEADLINE_ARMS else "--s")
-    for (_, arm, _), group in groups.items():
-        if arm == REPLAY:
-            axis.axhline(100 * rate(group)[0], color="grey", linewidth=0.8, linestyle=":", label="blind replay")
+    _curves(axis, timed, groups)
     axis.set(xlabel="CPU minutes of training", xscale="log")
     axis.set_xticks(ticks := sorted({minutes for _, minutes in timed}), [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
+
+
+def _draw_samples(axis: Any, groups: dict[Key, list[Row]]) -> None:
+    trained = [(arm, group) for (_, arm, _), group in groups.items() if arm != REPLAY]
+    _curves(axis, {(arm, _mean(group, "steps") * group[0]["batch"]): group for arm, group in trained}, groups)
+    axis.set(xlabel="samples seen", xscale="log")
+
+
+def _curves(axis: Any, points: dict[tuple[str, float], list[Row]], groups: dict[Key, list[Row]]) -> None:
+    """The fusions and LeRobot's policies, by arm and place on the x axis, above the line of blind replay."""
+    for index, arm in enumerate((*HEADLINE_ARMS, *PEERS)):
+        at = sorted(x for name, x in points if name == arm)
+        shifted = [x * (1 + 0.015 * (index - 1)) for x in at]  # or intervals would hide each other
+        _bars(axis, shifted, [rate(points[arm, x]) for x in at], arm, "-o" if arm in HEADLINE_ARMS else "--s")
+    for (_, arm, _), group in groups.items():
+        if arm == REPLAY:
+            axis.axhline(100 * rate(group)[0], color="grey", linewidth=0.8, linestyle=":", label="blind replay")
 
 
 def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
