@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.utils.generic import maybe_autocast
 
 from .attention import DeepFusionLlamaAttention, project_key_value
 from .fusion import KeyValue, VlmStates
@@ -177,7 +178,7 @@ def exactly(module: nn.Module, x: Tensor) -> Tensor:
     """A small module in the precision of its weights, under autocast too: it costs little, and states, actions and
     velocities, rounded to the eight bits of bfloat16, are off by up to a hundredth of their spread.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with maybe_autocast(x.device.type, enabled=False):
         return module(x.to(next(module.parameters()).dtype))
 
 
@@ -232,7 +233,7 @@ class DeepFusionActionExpert(nn.Module):
             tokens.append(time[0][:, :, None].expand(len(state), -1, -1, -1))
         tokens.append(exactly(self.action_in_proj, noisy_actions))
         x = torch.cat(tokens, dim=2)  # [B, K, X, D]
-        if torch.is_autocast_enabled(x.device.type):
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         valid, size = vlm_states.valid, x.shape[2]
         out = self.backbone(

@@ -100,7 +100,7 @@ def plots(rows: list[Row], folder: Path) -> None:
         axes[0].set_ylabel("success, %")
         told = [axis.get_legend_handles_labels() for axis in axes]
         handles = {label: handle for pair in told for handle, label in zip(*pair, strict=True)}
-        axes[-1].legend(handles.values(), handles, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        axes[-1].legend(handles.values(), handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
         figure.tight_layout()
         figure.savefig(folder / f"study_{name}.png", dpi=110)
         plt.close(figure)
