@@ -9,12 +9,8 @@ all that the minutes of a run are spent on: batch, processor, forward and backwa
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
