@@ -10,9 +10,9 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
 
-from lerobot_deepfusion.flow import euler_times, flow_error, interpolate
-from lerobot_deepfusion.fusion import Fusion
-from lerobot_deepfusion.lockstep import DeepFusionModel
+from lerobot_deepfusion.network.flow import euler_times, flow_error, interpolate
+from lerobot_deepfusion.network.fusion import Fusion
+from lerobot_deepfusion.network.lockstep import DeepFusionModel
 
 from .shapes import ACTION_DIM, IMAGE_TOKEN, STATE_DIM, Inputs, PatchEmbed, Shape
 

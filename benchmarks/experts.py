@@ -12,8 +12,8 @@ import argparse
 
 from lerobot.envs.metaworld import TASK_DESCRIPTIONS
 
-from lerobot_deepfusion.demos import FIRST_SEED
-from lerobot_deepfusion.sim.experts import MetaworldExpert
+from lerobot_deepfusion.sim.metaworld_expert import MetaworldExpert
+from lerobot_deepfusion.sim.recording import FIRST_SEED
 
 NOISES = (0.0, 0.1)
 

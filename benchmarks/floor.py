@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lerobot_deepfusion.lockstep import DeepFusionModel
+from lerobot_deepfusion.network.lockstep import DeepFusionModel
 
 from .arms import Arm, DeepFusion
 from .clock import quartiles, race

@@ -41,7 +41,9 @@ PROCESSES.set_forkserver_preload(["lerobot.scripts.lerobot_eval", "lerobot_polic
 
 def record(out: Path, name: str, smoke: bool) -> None:
     """Demonstrations of a task of the study, unless they are there."""
-    from lerobot_deepfusion import demos  # not above: it takes as long as the processes that `main` starts first
+    from lerobot_deepfusion.sim import (
+        recording as demos,  # not above: it takes as long as the processes that `main` starts first
+    )
 
     task = PRETRAINING if name == PRETRAINED else TASKS[name]
     root = out / "data" / name

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
-from lerobot_deepfusion.expert import time_features
-from lerobot_deepfusion.flow import flow_error, interpolate
-from lerobot_deepfusion.lockstep import DeepFusionModel
-from lerobot_deepfusion.masks import positions_from_valid
+from lerobot_deepfusion.network.expert import time_features
+from lerobot_deepfusion.network.flow import flow_error, interpolate
+from lerobot_deepfusion.network.lockstep import DeepFusionModel
+from lerobot_deepfusion.network.masks import positions_from_valid
 
 from .arms import TrainedArm, deepfusion_model
 from .shapes import Inputs, Shape

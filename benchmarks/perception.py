@@ -15,8 +15,9 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.auto.modeling_auto import AutoModel
 
-from lerobot_deepfusion.info import PUBLISHED
-from lerobot_deepfusion.perception import Perception, llava_config_from_dict
+from lerobot_deepfusion.llava.published import CONFIGS
+from lerobot_deepfusion.llava.reader import llava_config_from_dict
+from lerobot_deepfusion.network.perception import Perception
 
 from .clock import race, ratio
 
@@ -99,7 +100,7 @@ def main() -> None:
     torch.manual_seed(0)
     result = {
         "time": times(rounds=9),
-        "parameters left out, millions": {k: parameters(v) for k, v in PUBLISHED.items()},
+        "parameters left out, millions": {k: parameters(v) for k, v in CONFIGS.items()},
     }
     print(json.dumps(result, indent=2))
     out = Path("benchmarks/results/perception.json")

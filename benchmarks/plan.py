@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lerobot_deepfusion import memory
-from lerobot_deepfusion.activations import Precision, Workload
-from lerobot_deepfusion.info import assume_cameras, build, read_policy
-from lerobot_deepfusion.lockstep import DeepFusionModel
+from lerobot_deepfusion.cost import memory
+from lerobot_deepfusion.cost.activations import Precision, Workload
+from lerobot_deepfusion.cost.blueprint import assume_cameras, build, read_policy
+from lerobot_deepfusion.network.lockstep import DeepFusionModel
 
 from .floor import count_flops
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lerobot_deepfusion import memory
-from lerobot_deepfusion.activations import Precision, Workload
-from lerobot_deepfusion.info import assume_cameras, build, read_policy
+from lerobot_deepfusion.cost import memory
+from lerobot_deepfusion.cost.activations import Precision, Workload
+from lerobot_deepfusion.cost.blueprint import assume_cameras, build, read_policy
 
 from .plan import CAMERAS, CHUNK, HALF, STEPS, TEXT, count
 

@@ -9,20 +9,9 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from .fusion import ATTENTIONS, EXPERTS, FUSIONS, check_switch
-from .limits import check_policy_sizes
-from .observation import EMPTY_CAMERA
-from .optim import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
-
-TINY = "tiny"
-CHOICES = {
-    "fusion": FUSIONS,
-    "action_expert_type": EXPERTS,
-    "action_attention": ATTENTIONS,
-    "time_conditioning": ("token", "adarms"),
-    "expert_init": ("vlm", "random"),
-    "dtype": ("float32", "bfloat16"),
-}
+from .inputs.cameras import EMPTY_CAMERA
+from .network.options import check_options
+from .training.optimizer import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
 
 
 @PreTrainedConfig.register_subclass("deepfusion")
@@ -134,12 +123,7 @@ class DeepFusionConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"policy.{name}={value!r}: choose one of {', '.join(choices)}")
-        check_policy_sizes(self)
-        check_switch(self)
+        check_options(self)
         if self.n_action_steps > self.chunk_size:
             raise ValueError(
                 f"policy.n_action_steps={self.n_action_steps} is more than policy.chunk_size={self.chunk_size}; "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,32 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from .adapters import check_adapter_targets
-from .checks import check_action, check_chunk, check_dataset, check_observation
-from .configuration_deepfusion import TINY, DeepFusionConfig
-from .describe import describe
-from .flow import euler_times, flow_error, interpolate
-from .fusion import VlmStates
-from .images import random_shift
-from .lockstep import build_model, frozen_modules
-from .memory import LORA_TARGETS
-from .observation import stack_cameras
-from .optim import parameter_groups
-from .perception import context_window
-from .prompt import expand_image_token, fit_tokens
-from .sharding import keep_types, unit_classes
-from .stored_policy import StoredPolicy
-from .vlm_source import check_vlm_config, check_vlm_weights, load_vlm_weights, read_vlm_config
-from .weights import empty_weights
+from .configuration_deepfusion import DeepFusionConfig
+from .cost.report import describe
+from .inputs.batch_checks import check_action, check_chunk, check_observation
+from .inputs.cameras import stack_cameras
+from .inputs.dataset_checks import check_dataset
+from .inputs.images import random_shift
+from .inputs.prompt import expand_image_token, fit_tokens
+from .llava.empty_weights import empty_weights
+from .llava.geometry import context_window
+from .llava.reader import check_vlm_config, read_vlm_config
+from .llava.tiny import TINY
+from .network.flow import euler_times, flow_error, interpolate
+from .network.fusion import VlmStates
+from .network.lockstep import build_model, frozen_modules
+from .storage.policy_files import StoredPolicy
+from .storage.vlm_weights import check_vlm_weights, load_vlm_weights
+from .training.adapters import LORA_TARGETS, check_adapter_targets
+from .training.fsdp import keep_types, unit_classes
+from .training.optimizer import parameter_groups
+from .training.precision import autocast, set_precision
 
 logger = logging.getLogger(__name__)
 
 
 class DeepFusionPolicy(StoredPolicy):
-    """A LLaVA perceives, an action expert beside it acts (see `lockstep`).
+    """A LLaVA perceives, an action expert beside it acts (see `network.lockstep`).
 
     Args:
         config: its `vlm_config` is filled if it is empty.
@@ -49,7 +52,7 @@ class DeepFusionPolicy(StoredPolicy):
         kwargs: what LeRobot's factory passes besides: `dataset_meta` of the data set to train on is checked.
 
     Raises:
-        ValueError: if the config is wrong, or the data set can't be learned from; see `check_dataset`.
+        ValueError: if the config is wrong, or the data set can't be learned from; see `inputs.dataset_checks`.
     """
 
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
@@ -84,7 +87,7 @@ class DeepFusionPolicy(StoredPolicy):
         self.init_rtc_processor()
         self.reset()
         if vlm_weights:
-            self._set_precision()
+            set_precision(self, self.config.dtype)
             self.to(config.device)
         logger.info(self.describe())
 
@@ -106,7 +109,7 @@ class DeepFusionPolicy(StoredPolicy):
             # The adapters' record of where their base is: it is read from other directories too.
             self.config.pretrained_path = Path(self.config.pretrained_path).resolve()
         wrapped = super().wrap_with_peft(*args, **kwargs)
-        self._set_precision()
+        set_precision(self, self.config.dtype)
         return wrapped
 
     def train(self, mode: bool = True) -> DeepFusionPolicy:
@@ -117,7 +120,7 @@ class DeepFusionPolicy(StoredPolicy):
                 module.eval()
         # What is trained is settled here: LeRobot may have put adapters around the policy since it was built.
         if self.config.use_peft:  # only then, since acting comes through here for every chunk
-            self._set_precision()
+            set_precision(self, self.config.dtype)
         if mode and self.config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         return self
@@ -160,11 +163,6 @@ class DeepFusionPolicy(StoredPolicy):
         states = self.model.prefill(pixels, tokens, valid, right_padded=whole)
         return states.detach() if config.knowledge_insulation else states
 
-    def _autocast(self, device: torch.device) -> AbstractContextManager:
-        if self.config.dtype == "bfloat16":
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
     # --- training -----------------------------------------------------------------------------------------
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
@@ -198,7 +196,7 @@ class DeepFusionPolicy(StoredPolicy):
         if self.training and config.state_dropout:
             # Zero is the mean state, since states are normalised.
             state = state * (torch.rand(size, 1, device=state.device) >= config.state_dropout)
-        with self._autocast(action.device):
+        with autocast(action.device, config.dtype):
             velocity = self.model.denoise(self._observe(batch), state, noisy, self.model.embed_time(time))
         error = flow_error(velocity.float(), target)
         is_pad = batch.get("action_is_pad")
@@ -235,7 +233,7 @@ class DeepFusionPolicy(StoredPolicy):
         state = batch[OBS_STATE]
         shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
         noise = sample_noise(shape, state.device) if noise is None else noise
-        with self._autocast(state.device):
+        with autocast(state.device, config.dtype):
             states = self.model.project_contexts(self._observe(batch))
             # The schedule is known: one pass of the time branch serves all steps.
             times = self.model.embed_time(euler_times(config.num_inference_steps, state.device))

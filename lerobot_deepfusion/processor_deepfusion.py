@@ -21,10 +21,12 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .checks import check_statistics, check_values
 from .configuration_deepfusion import DeepFusionConfig
-from .limits import POLICY_SIZES, check_size
-from .prompt import fill_prompt
+from .inputs.batch_checks import check_values
+from .inputs.dataset_checks import check_statistics
+from .inputs.prompt import fill_prompt
+from .llava.bounds import check_size
+from .network.options import POLICY_SIZES
 
 
 class _SameFeatures(ProcessorStep):
@@ -150,7 +152,7 @@ def make_deepfusion_pre_post_processors(
     Raises:
         ValueError: if a statistic that normalisation needs is missing or not finite.
     """
-    from .vlm_source import read_tokenizer, read_vlm_config
+    from .llava.reader import read_tokenizer, read_vlm_config
 
     check_statistics(config, dataset_stats)
     if config.vlm_config is None:

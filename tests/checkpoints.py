@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conftest import llava_config, plain_llava
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPImageProcessor,
@@ -20,7 +19,8 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-from lerobot_deepfusion.tiny import byte_tokenizer
+from lerobot_deepfusion.llava.tiny import byte_tokenizer
+from tests.llavas import llava_config, plain_llava
 
 IMAGE_ID = 256
 TEXT = {"vocab_size": 264, "pad_token_id": 257}

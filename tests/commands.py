@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-TINY_YAML = Path(__file__).parents[1] / "configs/policy/tiny.yaml"
+ROOT = Path(__file__).parents[1]
+TINY_YAML = ROOT / "configs/policy/tiny.yaml"
 SHORT = ["--num_workers=0", "--log_freq=1", "--save_freq=2", "--batch_size=4"]
 
 # Runs a console script of the environment with every connection to another machine refused, and writes the

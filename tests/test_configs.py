@@ -9,7 +9,8 @@ import pytest
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.train import TrainPipelineConfig
 
-from lerobot_deepfusion.info import PUBLISHED, build
+from lerobot_deepfusion.cost.blueprint import build
+from lerobot_deepfusion.llava.published import CONFIGS as PUBLISHED
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "policy").glob("*.yaml"))
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import write_llava
-from commands import SHORT, TINY_YAML, run, write_noise
 from lerobot.policies.factory import make_pre_post_processors
-from test_policy import STATS, make_config
 
 from lerobot_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
+from tests.checkpoints import write_llava
+from tests.commands import ROOT, SHORT, TINY_YAML, run, write_noise
+from tests.policies import STATS, make_config
 
 
 def test_distribution_is_found_by_its_raw_name() -> None:
@@ -43,7 +43,7 @@ def test_shim_registers_everything_and_no_network() -> None:
 
 def test_only_the_faces_import_lerobot() -> None:
     """The network files stay usable without it."""
-    package = Path(__file__).parents[1] / "lerobot_deepfusion"
+    package = ROOT / "lerobot_deepfusion"
     with_lerobot = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")

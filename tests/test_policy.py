@@ -10,72 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
-from lerobot_deepfusion import DeepFusionConfig
+from lerobot_deepfusion.llava.reader import read_vlm_config
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
-from lerobot_deepfusion.vlm_source import read_vlm_config
-
-STATS = {
-    "observation.state": {"mean": torch.tensor([1.0, 2.0, 3.0, 4.0]), "std": torch.full((4,), 2.0)},
-    "action": {"mean": torch.tensor([0.5, -0.5, 0.0]), "std": torch.full((3,), 0.5)},
-}
-
+from tests.policies import STATS, loss, make, make_batch, make_config
 
 HEAD = "model.expert.action_out_proj.weight"
 VLM = read_vlm_config("tiny")
-
-
-def make_config(cameras: tuple[str, ...] = ("image",), **changes) -> DeepFusionConfig:
-    config = DeepFusionConfig(
-        vlm_path="tiny",
-        device="cpu",
-        chunk_size=6,
-        n_action_steps=3,
-        num_inference_steps=2,
-        tokenizer_max_length=24,
-        max_state_dim=6,
-        max_action_dim=5,
-        push_to_hub=False,
-        **changes,
-    )
-    config.input_features = {
-        f"observation.{name}": PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 80)) for name in cameras
-    }
-    config.input_features["observation.state"] = PolicyFeature(type=FeatureType.STATE, shape=(4,))
-    config.output_features = {"action": PolicyFeature(type=FeatureType.ACTION, shape=(3,))}
-    return config
-
-
-def make_batch(config: DeepFusionConfig, size: int = 3, training: bool = True) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    batch = {key: torch.rand(size, 3, 64, 80, generator=generator) for key in config.cameras if "empty" not in key}
-    batch["observation.state"] = torch.randn(size, 4, generator=generator)
-    batch["task"] = [f"do {index}" for index in range(size)]
-    if training:
-        batch["action"] = torch.randn(size, config.chunk_size, 3, generator=generator)
-        batch["action_is_pad"] = torch.zeros(size, config.chunk_size, dtype=torch.bool)
-    return batch
-
-
-def make(**changes) -> tuple[DeepFusionPolicy, dict, dict]:
-    """A policy, a pre-processed training batch and the pipelines."""
-    torch.manual_seed(0)
-    config = make_config(**changes)
-    policy = DeepFusionPolicy(config)
-    pre, post = make_deepfusion_pre_post_processors(config, STATS)
-    return policy, pre(make_batch(config)), {"pre": pre, "post": post}
-
-
-def loss(policy: DeepFusionPolicy, batch: dict, **kwargs) -> torch.Tensor:
-    torch.manual_seed(7)
-    return policy.forward(batch, **kwargs)[0]
 
 
 @pytest.mark.parametrize("fusion", ["kv", "hidden", "late"])

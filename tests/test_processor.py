@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
-from test_policy import STATS, make, make_batch, make_config
 
+from lerobot_deepfusion.inputs.prompt import expand_image_token, fit_tokens
+from lerobot_deepfusion.llava.tiny import byte_tokenizer
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
-from lerobot_deepfusion.prompt import expand_image_token, fit_tokens
-from lerobot_deepfusion.tiny import byte_tokenizer
+from tests.policies import STATS, make, make_batch, make_config
 
 
 def test_stock_steps_keep_their_names() -> None:

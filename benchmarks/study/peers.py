@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lerobot_deepfusion.tiny import TinyVisionModel, byte_tokenizer, tiny_llava_config
+from lerobot_deepfusion.llava.tiny import TinyVisionModel, byte_tokenizer, tiny_llava_config
 
 from .arms import COMMON
 from .vlm import LAYERS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from lerobot_deepfusion.tiny import IMAGE_MEAN, IMAGE_STD, IMAGE_TOKEN, byte_tokenizer, tiny_llava_config
+from lerobot_deepfusion.llava.tiny import IMAGE_MEAN, IMAGE_STD, IMAGE_TOKEN, byte_tokenizer, tiny_llava_config
 
 LAYERS = 4  # one more than `tiny`, so that every second layer and the middle are choices
 CHAT = (

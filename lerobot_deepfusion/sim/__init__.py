@@ -1,1 +1,1 @@
-"""What the demos need and the policy does not: fast simulators and scripted experts."""
+"""Simulators and demonstrations, which the demos need and the policy does not."""

@@ -1,22 +1,21 @@
 """Digests of what the policy computes: the same to the bit before and after a change that moves code only.
 
-    python tests/contract/digest.py > before.txt     # then the change, and again into after.txt, on the same machine
+    python -m tests.contract.digest > before.txt     # then the change, and again into after.txt, on the same machine
 
-Twenty training steps from one seed, the loss before and after them, every weight and one chunk, for some ways to build
-and train a policy.
+Twenty training steps from one seed, the loss before and after them, every weight and one chunk, for some ways to
+build and train a policy.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.policies import loss, make
+
 STEPS = 20
 WAYS: dict[str, dict[str, Any]] = {
     "kv": {},
@@ -41,11 +40,6 @@ def digest(*tensors: Tensor) -> str:
 
 
 def main() -> None:
-    try:
-        from policies import loss, make
-    except ImportError:  # where they stood before the house was built
-        from test_policy import loss, make
-
     torch.set_num_threads(1)
     for name, changes in WAYS.items():
         policy, batch, _ = make(**changes)

@@ -16,6 +16,8 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors.torch import load_file
 from torch import Tensor
 
+import lerobot_policy_deepfusion  # noqa: F401  # as LeRobot's commands import it
+
 ROOT = Path(__file__).parent / "0.1"
 SEED, STEPS = 7, 3  # as `write_0_1.py` has them
 DIGESTS = {

@@ -1,15 +1,15 @@
 """Wrote the checkpoints in `0.1/` with version 0.1.0 (commit eb8730f), before any file of the package had moved.
 
-They are never written again: what a release wrote, every later version of the same major loads (`test_contract_0_1.py`).
-Kept to say what they are made of, and as the model for the next release's:
+They are never written again: what a release wrote, every later version of the same major loads
+(`test_contract_0_1.py`). Kept to say what they are made of, and as the model for the next release's:
 
-    python tests/contract/write_0_1.py tests/contract/0.1
+    python -m tests.contract.write_0_1 tests/contract/0.1
 
 `llava` is a policy around a small CLIP and Llama, without adapters, with a narrower expert that reads hidden states.
-`tiny` is a small policy of `vlm_path=tiny`, with its processors, stopped in the middle of a run of lerobot-train: what
-resuming reads is beside it. `expected.safetensors` has one batch as a data set gives it and the flow's first noise,
-and for each policy the chunk that comes of both, as the network and as the robot knows it, and the loss of each sample
-from a seed.
+`tiny` is a small policy of `vlm_path=tiny`, with its processors, stopped in the middle of a run of lerobot-train:
+what resuming reads is beside it. `expected.safetensors` has one batch as a data set gives it and the flow's first
+noise, and for each policy the chunk that comes of both, as the network and as the robot knows it, and the loss of
+each sample from a seed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from lerobot.configs import FeatureType, PolicyFeature
 from safetensors.torch import save_file
 
 from lerobot_deepfusion import DeepFusionConfig
+from lerobot_deepfusion.llava.reader import read_vlm_config
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
+from tests.checkpoints import write_llava
+from tests.llavas import enlarge
 
 SEED, STEPS = 7, 3
 STATS = {
@@ -40,8 +43,6 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 def small_tiny() -> dict[str, Any]:
     """The tiny LLaVA at a tenth of its size: its files have to travel with the tests."""
-    from lerobot_deepfusion.vlm_source import read_vlm_config
-
     config = read_vlm_config("tiny")
     config["model"]["vision_config"] |= {"image_size": 32, "channels": [4, 8, 8], "num_tokens": 2, "hidden_size": 16}
     text = {"hidden_size": 24, "intermediate_size": 48, "head_dim": 8}
@@ -99,10 +100,6 @@ def train(policy: DeepFusionPolicy, batch: dict[str, Any], folder: Path) -> None
 
 
 def main(root: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from checkpoints import write_llava
-    from conftest import enlarge
-
     torch.set_num_threads(1)
     vlms = {"llava": (str(write_llava(root.parent / "vlm", "clip_llama")), None), "tiny": ("tiny", small_tiny())}
     expected = {}

@@ -1,0 +1,257 @@
+"""The one command: `deepfusion <verb>`.
+
+A verb imports what it needs when it is called: LeRobot takes 15 seconds to import, and `--help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+EPISODES, SIZE, FIRST_SEED, WORKERS = 60, 96, 100_000, 2  # of `demos`
+BATCH_SIZE, LORA_RANK = 8, 16  # of `info`, where no train config gives them: LeRobot's own defaults
+# Options that this command hands on as they are, to a parser that needs LeRobot.
+HANDED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lerobot_policy_deepfusion")
+def deepfusion() -> None:
+    """Everything around the deepfusion policy that LeRobot's own commands do not do.
+
+    Training, evaluation and rollout are lerobot-train, lerobot-eval and lerobot-rollout. Shell completion: add
+    eval "$(_DEEPFUSION_COMPLETE=bash_source deepfusion)" to ~/.bashrc (zsh_source, fish_source for those).
+    """
+
+
+@deepfusion.command()
+@click.option("--simulator", type=click.Choice(["metaworld", "pusht"]), default="metaworld", show_default=True)
+@click.option("--task", help="Task or comma-separated tasks.  [default: push-v3; pusht of PushT]")
+@click.option(
+    "--episodes",
+    type=click.IntRange(1),
+    default=EPISODES,
+    show_default=True,
+    help="Successful episodes to keep for each task.",
+)
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="Folder of the new data set.")
+@click.option("--size", default=SIZE, show_default=True, help="Width and height of the frames, pixels.")
+@click.option(
+    "--seed", default=FIRST_SEED, show_default=True, help="First environment seed, far from those of lerobot-eval."
+)
+@click.option(
+    "--noise",
+    default=0.0,
+    show_default=True,
+    help="Standard deviation of the noise on the executed action (full scale is 1). The recorded action is the "
+    "expert's own, so the data show how to recover.",
+)
+@click.option(
+    "--cameras", default="", help="Comma-separated Meta-World cameras (corner2,corner).  [default: LeRobot's one]"
+)
+@click.option("--workers", default=WORKERS, show_default=True, help="Recording processes.")
+def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
+    """Record demonstrations from scripted experts as a data set.
+
+    Episodes are recorded in parts beside the target and merged at the end: an interrupted run goes on where it
+    stopped when the same command is given again. Episodes that the expert fails are left out and counted.
+    """
+    from .sim.recording import Recipe, record
+
+    tasks = task or {"metaworld": "push-v3", "pusht": "pusht"}[fields["simulator"]]
+    recipe = Recipe(tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), **fields)
+    try:
+        counts = record(recipe, root, workers)
+    except RuntimeError as error:  # the expert hardly ever succeeds
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"{root}: {counts['kept']} episodes, {counts['frames']} frames; "
+        f"{counts['failed']} more episodes failed and were left out"
+    )
+
+
+@deepfusion.command(context_settings=HANDED_ON)
+@click.argument("what")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help=f"Of a training step.  [default: the train config's, else {BATCH_SIZE}]",
+)
+@click.option(
+    "--cameras", type=click.IntRange(1), help="How many, where the config leaves it to the data set.  [default: 1]"
+)
+@click.pass_context
+def info(context: click.Context, what: str, batch_size: int | None, cameras: int | None) -> None:
+    """What goes in and out of a policy, and the memory it takes.
+
+    Nothing is loaded: the network is built on the meta device, from config files alone. WHAT is
+
+    \b
+    a checkpoint of this policy      a directory or Hub id
+    a train config                   configs/policy/llava_1.5_7b.yaml
+    a LLaVA                          a directory or Hub id, under this policy's default options
+    llava-1.5-7b, onevision-0.5b     two published LLaVAs, without the Hub; or tiny
+
+    --policy.<field>=<value> replaces an option, as in lerobot-train.
+    """
+    from .cost.blueprint import assume_cameras, build, read_policy
+    from .cost.report import report
+
+    config, rest = read_policy(what, policy_options(context))
+    assume_cameras(config, cameras)
+    peft = rest.get("peft") or {}
+    model = build(config)
+    if peft:  # freezes what it adapts
+        model.requires_grad_(False)
+    batch = batch_size or rest.get("batch_size", BATCH_SIZE)
+    click.echo(report(config, model, batch, peft.get("r") or LORA_RANK))
+
+
+def policy_options(context: click.Context) -> dict[str, Any]:
+    """`--policy.<field>=<value>` among the options that were handed on."""
+    import yaml
+
+    options = {}
+    for option in context.args:
+        name, equals, value = option.removeprefix("--policy.").partition("=")
+        if not option.startswith("--policy.") or not equals:
+            raise click.UsageError(f"{option}: expected --policy.<field>=<value>", context)
+        options[name] = yaml.safe_load(value)
+    return options
+
+
+@deepfusion.command(context_settings=HANDED_ON)
+@click.pass_context
+def base(context: click.Context) -> None:
+    """Write VLM, fresh expert and processors as the checkpoint that adapters are put around.
+
+    Takes the options of lerobot-train: --config_path, --dataset.repo_id, --output_dir, --policy.<field>, --seed.
+    """
+    hand_on(context)
+    from .storage.adapter_checkpoints import write_base
+
+    write_base()
+
+
+@deepfusion.command()
+@click.argument("adapters")
+@click.argument("output_dir", type=click.Path(path_type=Path))
+def merge(adapters: str, output_dir: Path) -> None:
+    """Add adapters (a checkpoint of lerobot-train --peft...) to their base, as a checkpoint of its own."""
+    import lerobot_policy_deepfusion  # noqa: F401  # registers the policy and its steps
+
+    from .storage.adapter_checkpoints import merge as merge_adapters
+
+    merge_adapters(adapters, output_dir)
+
+
+@deepfusion.command()
+@click.argument("output_dir", type=click.Path(path_type=Path))
+def recover(output_dir: Path) -> None:
+    """After a crash or a full disk: find a run's newest complete checkpoint, and the command that resumes.
+
+    OUTPUT_DIR is that of the run. Says of each newer checkpoint what is missing or damaged, and points the link
+    checkpoints/last at the complete one. Nothing is deleted.
+    """
+    from .storage.recovery import newest_complete, point_last, resume_command
+
+    checkpoint, incomplete = newest_complete(output_dir)
+    for path, found in incomplete.items():
+        click.echo("\n    ".join([f"{path} is not complete:", *found]))
+    if checkpoint is None:
+        raise click.ClickException(f"no checkpoint of {output_dir} is complete; the run has to start again")
+    point_last(checkpoint)
+    click.echo(f"{checkpoint} is complete, and `last` points at it. Resume with {resume_command(output_dir)}")
+
+
+@deepfusion.command("check-data")
+@click.argument("root", type=click.Path(path_type=Path))
+def check_data(root: Path) -> None:
+    """Name the files of a data set that were cut short."""
+    from .inputs.damaged_files import damaged_files
+
+    if not (root / "meta").is_dir():
+        raise click.ClickException(f"{root} has no folder `meta`, so it is no data set")
+    damaged = damaged_files(root)
+    if damaged:
+        raise click.ClickException("\n".join(damaged))
+    click.echo(f"every file of {root} is whole")
+
+
+@deepfusion.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--repo-id", help="Its place on the Hub, owner/name.")
+@click.option(
+    "--eval-info", type=click.Path(path_type=Path), help="eval_info.json that lerobot-eval wrote for this checkpoint."
+)
+def card(checkpoint: Path, repo_id: str | None, eval_info: Path | None) -> None:
+    """Write the model card of a saved checkpoint, with results, and print the command that pushes both.
+
+    CHECKPOINT is the folder pretrained_model.
+    """
+    import lerobot_policy_deepfusion  # noqa: F401  # registers what train_config.json may name
+
+    from .storage.hub_push import upload_command
+    from .storage.model_card import write_card
+
+    click.echo(f"wrote {write_card(checkpoint, repo_id, eval_info)}")
+    if repo_id:
+        click.echo(upload_command(repo_id, checkpoint))
+
+
+@deepfusion.command(context_settings=HANDED_ON)
+@click.pass_context
+def serve(context: click.Context) -> None:
+    """Serve policies to LeRobot's asynchronous clients.
+
+    Takes the options of LeRobot's policy server: --host, --port, --fps, --inference_latency, --obs_queue_timeout.
+    """
+    hand_on(context)
+    from .serving.policy_server import serve as serve_policies
+
+    serve_policies()
+
+
+def hand_on(context: click.Context) -> None:
+    """Leave the options to LeRobot's own parser, which reads them from the command line."""
+    sys.argv = [f"deepfusion {context.info_name}", *context.args]
+    import lerobot_policy_deepfusion  # noqa: F401  # registers the policy and its steps
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Console script. What a user can mend is said in a line and not in a traceback."""
+    verb = (arguments or sys.argv[1:] or [""])[0]
+    try:
+        deepfusion.main(arguments, prog_name="deepfusion", standalone_mode=False)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "deepfusion"
+        sys.exit(_say(f"{command}: {error.format_message()} ({command} --help)", 2))
+    except click.ClickException as error:
+        sys.exit(_say(error.format_message()))
+    except click.Abort:
+        sys.exit(130)
+    except (OSError, ValueError) as error:
+        sys.exit(_say(f"deepfusion {verb}: {error}"))
+
+
+def _say(message: str, code: int = 1) -> int:
+    click.echo(message, err=True)
+    return code
+
+
+def renamed(verb: str, *first: str) -> Callable[[], None]:
+    """A command of 0.1 under its old name, which says what it is called now."""
+
+    def run() -> None:
+        new = " ".join(["deepfusion", verb])
+        click.echo(f"{Path(sys.argv[0]).stem} is now `{new}`; the old name goes with 0.3", err=True)
+        main([verb, *first, *sys.argv[1:]])
+
+    return run
+
+
+demos_of_0_1, info_of_0_1 = renamed("demos"), renamed("info")

@@ -1,0 +1,1 @@
+"""What a policy takes before it runs: its contract in words, parameters and memory."""

@@ -1,0 +1,35 @@
+"""What a LLaVA's config says of its tokens: how many an image becomes, and how many the text model can tell apart."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from .tiny import TinyVisionConfig
+
+
+def context_window(config: PreTrainedConfig) -> int:
+    """Positions that the text model can tell apart, and attends over without a sliding window."""
+    text = config.text_config
+    return min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings)
+
+
+def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
+    """Tokens that one image becomes.
+
+    Raises:
+        ValueError: if the patches do not divide into blocks of `pooling` x `pooling`.
+    """
+    vision = config.vision_config
+    if isinstance(vision, TinyVisionConfig):
+        if pooling > 1:
+            raise ValueError(f"image_token_pooling={pooling}: the tiny LLaVA has no patches to average, set it to 1")
+        return vision.num_tokens
+    side = vision.image_size // vision.patch_size
+    class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
+    if pooling > 1 and (side % pooling or class_token):
+        raise ValueError(
+            f"image_token_pooling={pooling}: the vision tower gives {side} x {side} patches"
+            f"{' and a class token' if class_token else ''}, which do not divide into such blocks"
+        )
+    newline = config.model_type in ("llava_next", "llava_onevision")
+    return (side // pooling) ** 2 + class_token + newline

@@ -1,0 +1,84 @@
+"""Options that a network can be built from: which values each has, and which contradict each other.
+
+Read off a `DeepFusionConfig`, which the network has no need to know: it has no LeRobot in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..llava.bounds import check_size
+from .fusion import FUSIONS, LAYERS
+
+CHOICES = {
+    "fusion": FUSIONS,
+    "action_expert_type": ("deep_llama", "late_gemma"),
+    "action_attention": ("bidirectional", "causal"),
+    "time_conditioning": ("token", "adarms"),
+    "expert_init": ("vlm", "random"),
+    "dtype": ("float32", "bfloat16"),
+}
+# Least and greatest value: far above any robot that exists, and far below what fills a machine's memory.
+POLICY_SIZES = {
+    "chunk_size": (1, 10_000),  # 100 s of a robot at 100 Hz
+    "n_action_steps": (1, 10_000),
+    "max_state_dim": (1, 4096),  # two hands with every joint, force and tactile cell are some hundreds
+    "max_action_dim": (1, 4096),
+    "num_inference_steps": (1, 10_000),  # 10 are enough; each costs a pass
+    "num_flow_samples": (1, 4096),  # each is a copy of the chunk in memory
+    "tokenizer_max_length": (1, 2**17),  # prompts are sentences
+    "image_token_pooling": (1, 512),  # more patches than that in a row are refused below
+    "empty_cameras": (0, 64),
+    "drop_n_last_frames": (0, 10_000),
+    "expert_num_layers": (1, 1024),
+}
+
+
+def check_options(config: Any) -> None:
+    """
+    Raises:
+        ValueError: for an option of a `DeepFusionConfig` that is no choice, out of bounds, or contradicts another,
+            whatever the VLM.
+    """
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(f"policy.{name}={value!r}: choose one of {', '.join(choices)}")
+    _check_sizes(config)
+    _check_switch(config)
+
+
+def _check_sizes(config: Any) -> None:
+    for name, bounds in POLICY_SIZES.items():
+        value = getattr(config, name)
+        if not (value is None and name == "expert_num_layers"):
+            check_size(f"policy.{name}", value, bounds)
+
+
+def _check_switch(config: Any) -> None:
+    layers, fusion = config.fusion_layers, config.fusion
+    if not isinstance(layers, str) or not LAYERS.fullmatch(layers):
+        raise ValueError(
+            f"policy.fusion_layers={layers!r:.80}: choose all, middle, every_<n> or first_<m>, n and m from 1 to 9999"
+        )
+    if fusion == "late" and not layers.startswith(("all", "first_")):
+        raise ValueError(
+            f"policy.fusion_layers={layers} chooses among the layers that policy.fusion=late does not read: it reads "
+            "one state, behind the last layer. Choose all or first_<m>, or policy.fusion=kv or hidden"
+        )
+    if config.expert_init == "vlm" and config.expert_width_multiplier != 1.0:
+        raise ValueError(
+            f"policy.expert_init=vlm copies the text model's weights and so needs "
+            f"policy.expert_width_multiplier=1.0, found {config.expert_width_multiplier}; "
+            "use policy.expert_init=random for a narrower expert"
+        )
+    if config.action_expert_type == "late_gemma" and fusion != "late":
+        raise ValueError(
+            f"policy.action_expert_type=late_gemma has one key/value head and reads the VLM's last hidden state, so "
+            f"it needs policy.fusion=late, found {fusion}; use policy.action_expert_type=deep_llama for every layer"
+        )
+    if config.action_expert_type == "late_gemma" and config.expert_init == "vlm":
+        raise ValueError(
+            "policy.expert_init=vlm copies a Llama's or Qwen2's weights, which a Gemma has no place for; use "
+            "policy.expert_init=random with policy.action_expert_type=late_gemma"
+        )

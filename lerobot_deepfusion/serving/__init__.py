@@ -1,0 +1,1 @@
+"""The policy at work for a robot elsewhere."""

@@ -1,0 +1,115 @@
+"""What a checkpoint's processor files may name, looked at before LeRobot loads them.
+
+LeRobot's loader imports whatever `class` path such a file names and calls what it finds there with arguments from
+the file (`os.system` included), and joins `state_file` to the directory, wherever that leads. Its commands and the
+policy server load the policy first, so the policy looks at these files too. What it can't see: processors loaded
+from another place than the policy (`pretrained_path`), or alone, and a Hub repository that changes in between.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from huggingface_hub.errors import EntryNotFoundError
+from lerobot.processor import ProcessorStepRegistry
+from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME
+
+from .safetensors_files import is_file_name, stored_tensors
+
+PROCESSOR_FILES = (f"{POLICY_PREPROCESSOR_DEFAULT_NAME}.json", f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json")
+# LeRobot's steps that compute and do nothing else. Others of its registry load tokenizers and models by a name in
+# the file, `action_tokenizer_processor` with `trust_remote_code` on.
+LEROBOT_STEPS = {
+    "absolute_actions_processor",
+    "device_processor",
+    "image_crop_resize_processor",
+    "libero_processor",
+    "normalizer_processor",
+    "numpy2torch_action_processor",
+    "observation_processor",
+    "relative_actions_processor",
+    "rename_observations_processor",
+    "to_batch_processor",
+    "to_batch_processor_action",
+    "to_batch_processor_complementary_data",
+    "to_batch_processor_observation",
+    "torch2numpy_action_processor",
+    "unnormalizer_processor",
+}
+
+
+def check_checkpoint_files(source: str | Path, **hub: Any) -> None:
+    """Whether the weights are there and the processor files are safe to load.
+
+    Args:
+        source: directory or Hub id; of the latter the two processor files are downloaded, as LeRobot does next.
+        hub: `revision`, `token` and the like.
+
+    Raises:
+        FileNotFoundError: if a directory lacks `model.safetensors` or a state file.
+        ValueError: if a processor file is damaged, or names code or a file outside; the message says which.
+    """
+    folder = Path(source)
+    local = folder.is_dir()
+    if local and not (folder / SAFETENSORS_SINGLE_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {SAFETENSORS_SINGLE_FILE}; weights are read from safetensors files only, never from "
+            "pickled ones (.bin, .pt, .ckpt), which can run code"
+        )
+    for name in PROCESSOR_FILES:
+        if local:
+            path = folder / name
+        else:
+            try:
+                path = Path(hf_hub_download(str(source), name, **hub))
+            except EntryNotFoundError:  # a policy without processors is one that LeRobot refuses next
+                continue
+        if path.exists():
+            _check_processor_file(path, with_state=local)
+
+
+def _check_processor_file(path: Path, with_state: bool) -> None:
+    try:
+        processor = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON, as a processor file is: {error}") from error
+    steps = processor.get("steps") if isinstance(processor, dict) else None
+    if not isinstance(steps, list) or not isinstance(processor.get("name", ""), str):
+        raise ValueError(f"{path} is no processor file: expected a 'name' and a list of 'steps'")
+    for index, step in enumerate(steps):
+        where = f"{path}, step {index}"
+        if not isinstance(step, dict) or not isinstance(step.get("config", {}), dict):
+            raise ValueError(f"{where}: expected a 'registry_name', a 'config' and perhaps a 'state_file'")
+        _check_step_name(step, where)
+        if "state_file" not in step:
+            continue
+        state_file = step["state_file"]
+        if not is_file_name(state_file):
+            raise ValueError(
+                f"{where}: state_file={state_file!r:.200} is no file name inside the checkpoint's directory"
+            )
+        if with_state:
+            if not (path.parent / state_file).is_file():
+                raise FileNotFoundError(f"{where}: there is no {state_file} beside it")
+            stored_tensors([path.parent / state_file])  # a damaged one stops here, with its name
+
+
+def _check_step_name(step: dict[str, Any], where: str) -> None:
+    name = step.get("registry_name")
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{where}: steps are taken by 'registry_name' only, found {step.get('class', name)!r:.200}; importing "
+            "what a file names would run its code. Register the step with ProcessorStepRegistry"
+        )
+    if name not in ProcessorStepRegistry.list():
+        raise ValueError(f"{where}: no step is registered as {name!r:.200}; import the package that registers it")
+    ours = not ProcessorStepRegistry.get(name).__module__.startswith("lerobot.")
+    if not ours and name not in LEROBOT_STEPS:
+        raise ValueError(
+            f"{where}: {name!r} is a step of LeRobot that this policy has no use for, and some of those load code or "
+            f"models by name; expected one of {', '.join(sorted(LEROBOT_STEPS))} or a step registered elsewhere"
+        )

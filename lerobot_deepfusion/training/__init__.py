@@ -1,0 +1,1 @@
+"""How a policy is trained: rates and schedule, adapters, number types, FSDP's units."""
