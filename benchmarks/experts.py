@@ -19,7 +19,7 @@ NOISES = (0.0, 0.1)
 
 
 def successes(task: str, noise: float, episodes: int) -> int:
-    """How many of the first seeds that `deepfusion-demos` would take the expert of a task succeeds from."""
+    """How many of the first seeds that `deepfusion demos` would take the expert of a task succeeds from."""
     expert = MetaworldExpert(task, size=32, noise=noise, cameras="corner2")
     won = sum(expert.succeeds(FIRST_SEED + index) for index in range(episodes))
     expert.close()

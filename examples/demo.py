@@ -132,7 +132,7 @@ def main() -> None:
 
     if not (ROOT / data).exists():
         run(
-            f"deepfusion-demos --task {recipe['task']} --episodes {args.demos or recipe['episodes']} --noise 0.1 "
+            f"deepfusion demos --task {recipe['task']} --episodes {args.demos or recipe['episodes']} --noise 0.1 "
             f"--root {data}"
         )
     stage("demonstrations")

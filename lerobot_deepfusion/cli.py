@@ -224,23 +224,19 @@ def hand_on(context: click.Context) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Console script. What a user can mend is said in a line and not in a traceback."""
-    verb = (arguments or sys.argv[1:] or [""])[0]
+    verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     try:
         deepfusion.main(arguments, prog_name="deepfusion", standalone_mode=False)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "deepfusion"
-        sys.exit(_say(f"{command}: {error.format_message()} ({command} --help)", 2))
+        click.echo(f"{command}: {error.format_message()} ({command} --help)", err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        sys.exit(_say(error.format_message()))
+        sys.exit(error.format_message())
     except click.Abort:
         sys.exit(130)
     except (OSError, ValueError) as error:
-        sys.exit(_say(f"deepfusion {verb}: {error}"))
-
-
-def _say(message: str, code: int = 1) -> int:
-    click.echo(message, err=True)
-    return code
+        sys.exit(f"deepfusion {verb}: {error}")
 
 
 def renamed(verb: str, *first: str) -> Callable[[], None]:

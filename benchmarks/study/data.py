@@ -17,7 +17,7 @@ class Demonstrations:
     """Batches that equal LeRobot's own, from columns that are read once.
 
     Args:
-        root: folder of a data set whose pictures are images, as `deepfusion-demos` writes them.
+        root: folder of a data set whose pictures are images, as `deepfusion demos` writes them.
     """
 
     def __init__(self, root: Path) -> None:

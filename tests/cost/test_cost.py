@@ -1,4 +1,4 @@
-"""`deepfusion-info`: what it counts is counted on real models, and what it estimates is measured on them."""
+"""`deepfusion info`: what it counts is counted on real models, and what it estimates is measured on them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lerobot_deepfusion.cost import blueprint as info
-from lerobot_deepfusion.cost import memory
-from lerobot_deepfusion.cost import report as describe
+from lerobot_deepfusion.cli import main
+from lerobot_deepfusion.cost import blueprint, memory
+from lerobot_deepfusion.cost.report import describe
 from lerobot_deepfusion.llava.tiny import tiny_llava_config
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.network.fusion import FUSIONS, VlmStates
@@ -194,8 +194,8 @@ def test_parameters_of_published_shapes() -> None:
         ("llava-1.5-7b", (0.291, 0.021, 6.61, 6.48)),
         ("onevision-0.5b", (0.398, 0.00184, 0.494, 0.358)),
     ):
-        config, _ = info.read_policy(name, {"fusion": "late", "time_conditioning": "token"})
-        model = info.build(config)
+        config, _ = blueprint.read_policy(name, {"fusion": "late", "time_conditioning": "token"})
+        model = blueprint.build(config)
         assert all(parameter.is_meta for parameter in model.parameters())
         counts = memory.parameters(model)
         layers = sum(parameter.numel() for parameter in model.expert.backbone.parameters())
@@ -329,7 +329,7 @@ def test_resident_memory_of_training() -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    info.main(list(arguments))
+    main(["info", *arguments])
     return capsys.readouterr().out
 
 
@@ -399,12 +399,12 @@ def test_checkpoint_needs_its_config_alone(tmp_path: Path, capsys: pytest.Captur
     policy = DeepFusionPolicy(make_config(fusion="hidden"))
     policy.config.save_pretrained(tmp_path)
     text = run(capsys, str(tmp_path))
-    assert text.startswith(describe.describe(policy.config, policy.model))
+    assert text.startswith(describe(policy.config, policy.model))
     assert "observation.image: 96 x 96 pixels, 8 tokens" in text
     assert "4 dimensions, padded to 6" in text
     assert repr(policy.config.vlm_config["prompt"]) in text
     with pytest.raises(SystemExit, match=r"--cameras=2: the config has its own, observation\.image"):
-        info.main([str(tmp_path), "--cameras=2"])
+        main(["info", str(tmp_path), "--cameras=2"])
 
 
 def test_llava_needs_its_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,11 +428,11 @@ def test_errors_name_the_mend(arguments: list[str], message: str, tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     (tmp_path / "notes.txt").write_text("a: [")
     with pytest.raises(SystemExit, match=message):
-        info.main([argument.replace("{folder}", str(tmp_path)) for argument in arguments])
+        main(["info", *(argument.replace("{folder}", str(tmp_path)) for argument in arguments)])
 
 
 @pytest.mark.parametrize("option", ["--fusion=kv", "--policy.fusion", "--batch-size=0"])
 def test_usage_errors(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        info.main(["tiny", option])
+        main(["info", "tiny", option])
     assert option.partition("=")[0] in capsys.readouterr().err

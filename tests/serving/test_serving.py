@@ -173,11 +173,11 @@ def test_pictures_of_a_robot_are_not_stretched(checkpoint: Path, size: tuple[int
 
 @pytest.mark.slow
 def test_server_command_serves(checkpoint: Path) -> None:
-    """`python -m lerobot_deepfusion.policy_server`, a process of its own."""
+    """`deepfusion serve`, a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lerobot_deepfusion.policy_server", "--host=127.0.0.1", f"--port={port}"]
+    command = [Path(sys.executable).with_name("deepfusion"), "serve", f"--port={port}"]
     with Path("server.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             client = connect(f"127.0.0.1:{port}", checkpoint)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import benchmarks.experts
+from lerobot_deepfusion.cli import main
 from lerobot_deepfusion.sim import experts
 from lerobot_deepfusion.sim import recording as demos
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
@@ -208,7 +209,7 @@ def test_recorder_resumes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     marker = folder / first.name / "failed.json"
     marker.write_text("7")  # a count that only a part that was kept can bring along
     options = ["--task=push-v3,drawer-open-v3", "--episodes=1", "--size=64", "--noise=0.1", f"--root={root}"]
-    demos.main([*options, "--workers=1"])
+    main(["demos", *options, "--workers=1"])
     assert "2 episodes" in capsys.readouterr().out
     data = LeRobotDataset("local/data", root=root)
     assert data.num_episodes == 2

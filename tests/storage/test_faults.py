@@ -22,10 +22,11 @@ import pytest
 import torch
 from lerobot.policies.factory import make_pre_post_processors
 
-from lerobot_deepfusion.inputs import damaged_files as dataset_files
+from lerobot_deepfusion.cli import main
+from lerobot_deepfusion.inputs import damaged_files
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
-from lerobot_deepfusion.storage import recovery as recover
+from lerobot_deepfusion.storage import recovery
 from tests.commands import ROOT, TINY_YAML, write_noise
 from tests.policies import STATS, make_batch, make_config
 
@@ -88,7 +89,7 @@ def undisturbed(trainer: Trainer) -> tuple[Path, list[float]]:
 
 def recovered(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, list[str]]:
     """Step of the checkpoint that `recover` found, what it said, and the arguments of the command that resumes."""
-    recover.main([str(out)])
+    main(["recover", str(out)])
     said = capsys.readouterr().out
     program, *argv = shlex.split(said.split("Resume with ")[1])
     assert program == "lerobot-train"
@@ -187,7 +188,7 @@ def test_disk_full_while_training(trainer: Trainer, undisturbed: tuple, tmp_path
         assert not list(out.glob("checkpoints/000006/pretrained_model/*"))
     else:
         assert "File too large" in log  # LeRobot's own error
-        assert recover.faults(out / "checkpoints/000006")[0].startswith("training_state/optimizer_state.safetensors")
+        assert recovery.faults(out / "checkpoints/000006")[0].startswith("training_state/optimizer_state.safetensors")
     again, _, resume = recovered(out, capsys)
     assert again == step == 4
     trainer.run(*resume)
@@ -260,14 +261,14 @@ def test_recover_as_a_command(undisturbed: tuple, tmp_path: Path) -> None:
     for path in files:
         content = path.read_bytes()
         path.write_bytes(content[:-3])
-        assert [why.split()[0] for why in recover.faults(last)] == [str(path.relative_to(last))]
+        assert [why.split()[0] for why in recovery.faults(last)] == [str(path.relative_to(last))]
         path.unlink()
-        assert f"{path.relative_to(last)} is missing" in recover.faults(last)
+        assert f"{path.relative_to(last)} is missing" in recovery.faults(last)
         path.write_bytes(content)
-    assert recover.faults(last) == []
+    assert recovery.faults(last) == []
     (last / "training_state/training_step.json").unlink()
     before = sorted(out.rglob("*"))
-    command = [sys.executable, "-m", "lerobot_deepfusion.recover", str(out)]
+    command = [Path(sys.executable).with_name("deepfusion"), "recover", out]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "000008 is not complete:\n    training_state/training_step.json is missing\n" in said
     assert said.endswith(f"last/pretrained_model/train_config.json --resume=true --output_dir={out}\n")
@@ -278,13 +279,13 @@ def test_recover_as_a_command(undisturbed: tuple, tmp_path: Path) -> None:
 def test_recover_without_checkpoints_or_link(tmp_path: Path) -> None:
     """What can't be recovered is said in a line."""
     with pytest.raises(SystemExit, match="has no checkpoint; give the --output_dir of a run"):
-        recover.main([str(tmp_path)])
+        main(["recover", str(tmp_path)])
     (tmp_path / "checkpoints/000002").mkdir(parents=True)
     with pytest.raises(SystemExit, match=r"no checkpoint of .* is complete"):
-        recover.main([str(tmp_path)])
+        main(["recover", str(tmp_path)])
     (tmp_path / "checkpoints/last").mkdir()
     with pytest.raises(FileExistsError, match="is a folder and not a link"):
-        recover.point_last(tmp_path / "checkpoints/000002")
+        recovery.point_last(tmp_path / "checkpoints/000002")
 
 
 # --- data that was cut short ------------------------------------------------------------------------------
@@ -317,13 +318,13 @@ def test_data_cut_short(trainer: Trainer, tmp_path: Path, capsys) -> None:
     train = [f"--config_path={TINY_YAML}", *dataset, *trainer.options, f"--output_dir={tmp_path}/out"]
     [video] = (tmp_path / "data").rglob("*.mp4")
     [table] = (tmp_path / "data/data").rglob("*.parquet")
-    dataset_files.main([str(tmp_path / "data")])
+    main(["check-data", str(tmp_path / "data")])
     assert "every file of" in capsys.readouterr().out
     content = video.read_bytes()
     for size in (len(content) - 1, len(content) // 2, 10, 0):
         video.write_bytes(content[:size])
         with pytest.raises(ValueError, match=re.escape(f"can't be read:\n{video} ")):
-            dataset_files.check_videos(tmp_path / "data")
+            damaged_files.check_videos(tmp_path / "data")
     video.write_bytes(content[:-100])
     log = trainer.run(*train, code=1)
     assert f"ValueError: the data set can't be read:\n{video} is cut short" in log
@@ -332,7 +333,7 @@ def test_data_cut_short(trainer: Trainer, tmp_path: Path, capsys) -> None:
     for size in (len(content) - 1, len(content) // 2, 10, 0):
         table.write_bytes(content[:size])
         with pytest.raises(SystemExit, match=re.escape(f"{table} is cut short")):
-            dataset_files.main([str(tmp_path / "data")])
+            main(["check-data", str(tmp_path / "data")])
     # LeRobot reads the tables before it makes a policy. It stops, and its error does not name the file.
     assert "datasets.exceptions.DatasetGenerationError" in trainer.run(*train, code=1)
     table.write_bytes(content)

@@ -201,7 +201,7 @@ def test_card_of_a_saved_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixtur
     checkpoint = train.output_dir / "checkpoints/last/pretrained_model"
     results = tmp_path / "eval_info.json"
     results.write_text(json.dumps(EVAL_INFO))
-    main([str(checkpoint), "--repo-id=me/other", f"--eval-info={results}"])
+    main(["card", str(checkpoint), "--repo-id=me/other", f"--eval-info={results}"])
     card = ModelCard.load(checkpoint / "README.md")
     assert "--policy.path=me/other" in card.text
     assert "--env.episode_length=120" in card.text

@@ -190,7 +190,6 @@ def test_adapters_through_the_commands(tmp_path: Path) -> None:
     base, out, merged = (str(tmp_path / name) for name in ("base", "lora", "merged"))
     adapter = "adapter_model.safetensors"
     dataset = write_noise(tmp_path / "data", ("image",), 2, 2)
-    adapters = "lerobot_deepfusion.adapters"
     options = [
         f"--policy.path={base}",
         *dataset,
@@ -203,11 +202,11 @@ def test_adapters_through_the_commands(tmp_path: Path) -> None:
     half, last = (f"{out}/checkpoints/{step}/pretrained_model" for step in ("000002", "last"))
     evaluation = ["--env.type=pusht", "--env.episode_length=8", "--eval.n_episodes=1", "--eval.batch_size=1"]
     run_all(
-        ["-m", adapters, "base", f"--config_path={TINY_YAML}", *dataset, "--seed=3", f"--output_dir={base}"],
+        ["deepfusion", "base", f"--config_path={TINY_YAML}", *dataset, "--seed=3", f"--output_dir={base}"],
         ["lerobot-train", *options, "--steps=4", f"--output_dir={out}"],
         ["lerobot-train", f"--config_path={half}/train_config.json", "--resume=true"],
         ["lerobot-eval", f"--policy.path={last}", *evaluation, "--policy.device=cpu", f"--output_dir={out}/eval"],
-        ["-m", adapters, "merge", last, merged],
+        ["deepfusion", "merge", last, merged],
         ["lerobot-eval", f"--policy.path={merged}", *evaluation, "--policy.device=cpu", f"--output_dir={out}/eval2"],
     )
     for written in (base, merged):  # each machine finds its own
