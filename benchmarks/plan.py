@@ -19,7 +19,7 @@ from lerobot_deepfusion.cost.activations import Precision, Workload
 from lerobot_deepfusion.cost.blueprint import assume_cameras, build, read_policy
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
 
-from .floor import count_flops
+from .speed.floor import count_flops
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,11 @@ HANDED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 def deepfusion() -> None:
     """Everything around the deepfusion policy that LeRobot's own commands do not do.
 
-    Training, evaluation and rollout are lerobot-train, lerobot-eval and lerobot-rollout. Shell completion: add
-    eval "$(_DEEPFUSION_COMPLETE=bash_source deepfusion)" to ~/.bashrc (zsh_source, fish_source for those).
+    Training, evaluation and rollout are lerobot-train, lerobot-eval and lerobot-rollout.
+
+    \b
+    Shell completion, in ~/.bashrc (zsh_source and fish_source for those shells):
+      eval "$(_DEEPFUSION_COMPLETE=bash_source deepfusion)"
     """
 
 
@@ -127,9 +130,9 @@ def policy_options(context: click.Context) -> dict[str, Any]:
 @deepfusion.command(context_settings=HANDED_ON)
 @click.pass_context
 def base(context: click.Context) -> None:
-    """Write VLM, fresh expert and processors as the checkpoint that adapters are put around.
+    """Write the checkpoint that adapters are put around.
 
-    Takes the options of lerobot-train: --config_path, --dataset.repo_id, --output_dir, --policy.<field>, --seed.
+    VLM, fresh expert and processors. Takes the options of lerobot-train: --config_path, --dataset.repo_id, --output_dir, --policy.<field>, --seed.
     """
     hand_on(context)
     from .storage.adapter_checkpoints import write_base
@@ -141,7 +144,11 @@ def base(context: click.Context) -> None:
 @click.argument("adapters")
 @click.argument("output_dir", type=click.Path(path_type=Path))
 def merge(adapters: str, output_dir: Path) -> None:
-    """Add adapters (a checkpoint of lerobot-train --peft...) to their base, as a checkpoint of its own."""
+    """Add adapters to their base.
+
+    ADAPTERS is a checkpoint of lerobot-train --peft..., OUTPUT_DIR a folder for one that needs neither PEFT nor the
+    base.
+    """
     import lerobot_policy_deepfusion  # noqa: F401  # registers the policy and its steps
 
     from .storage.adapter_checkpoints import merge as merge_adapters
@@ -152,9 +159,9 @@ def merge(adapters: str, output_dir: Path) -> None:
 @deepfusion.command()
 @click.argument("output_dir", type=click.Path(path_type=Path))
 def recover(output_dir: Path) -> None:
-    """After a crash or a full disk: find a run's newest complete checkpoint, and the command that resumes.
+    """Find a run's newest complete checkpoint.
 
-    OUTPUT_DIR is that of the run. Says of each newer checkpoint what is missing or damaged, and points the link
+    After a crash or a full disk; OUTPUT_DIR is that of the run. Prints the command that resumes. Says of each newer checkpoint what is missing or damaged, and points the link
     checkpoints/last at the complete one. Nothing is deleted.
     """
     from .storage.recovery import newest_complete, point_last, resume_command
@@ -189,9 +196,9 @@ def check_data(root: Path) -> None:
     "--eval-info", type=click.Path(path_type=Path), help="eval_info.json that lerobot-eval wrote for this checkpoint."
 )
 def card(checkpoint: Path, repo_id: str | None, eval_info: Path | None) -> None:
-    """Write the model card of a saved checkpoint, with results, and print the command that pushes both.
+    """Write the model card of a checkpoint.
 
-    CHECKPOINT is the folder pretrained_model.
+    CHECKPOINT is its folder pretrained_model. With --repo-id, prints the command that pushes both.
     """
     import lerobot_policy_deepfusion  # noqa: F401  # registers what train_config.json may name
 

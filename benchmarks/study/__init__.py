@@ -1,1 +1,1 @@
-"""The fusion study: `python -m benchmarks.fusion_study`, docs/study.md."""
+"""The fusion study: `python -m benchmarks.study`, docs/study.md."""

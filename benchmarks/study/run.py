@@ -2,7 +2,7 @@
 
     python -m benchmarks.study.run --task push --arm kv --minutes 3 --out outputs/fusion_study
 
-`benchmarks.fusion_study` calls this for each run. The demonstrations are in `<out>/data/<task>`, the result will be
+`benchmarks.study` calls this for each run. The demonstrations are in `<out>/data/<task>`, the result will be
 `<out>/runs/<task>-<arm>-<minutes>m-<seed>.json`, whole or not there.
 """
 

@@ -26,8 +26,6 @@ def server_class() -> type[Any]:
     # Here, since LeRobot may import this module to look for policies, and the server needs gRPC.
     from lerobot.async_inference import constants, policy_server
 
-    import lerobot_policy_deepfusion  # noqa: F401  registers the policy
-
     if "deepfusion" not in constants.SUPPORTED_POLICIES:
         constants.SUPPORTED_POLICIES.append("deepfusion")
 

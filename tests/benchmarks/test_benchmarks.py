@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import clock, measures, memory, report, speed, switch_costs
-from benchmarks.arms import deepfusion_model
-from benchmarks.literal import LiteralPlan
-from benchmarks.shapes import make_inputs, shape_of
+import benchmarks.speed.__main__ as speed
+from benchmarks import clock, report, switch_costs
+from benchmarks.speed import measures, memory
+from benchmarks.speed.arms import deepfusion_model
+from benchmarks.speed.literal import LiteralPlan
+from benchmarks.speed.shapes import make_inputs, shape_of
 from tests.commands import ROOT
 from tests.llavas import enlarge
 

@@ -20,7 +20,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy_config
 from lerobot.utils.collate import lerobot_collate_fn
 
-from benchmarks import fusion_study
+import benchmarks.study.__main__ as fusion_study
 from benchmarks.rollouts import controls
 from benchmarks.study import pace, report, results
 from benchmarks.study.arms import (
@@ -299,7 +299,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     """Demonstrations, pretraining, three runs, tables and plots, through the command itself."""
-    command = "import sys; from benchmarks.fusion_study import main; main()"
+    command = "import sys; from benchmarks.study.__main__ import main; main()"
     finish(sys.executable, "-c", command, "--smoke", f"--out={tmp_path}", PYTHONPATH=str(fusion_study.ROOT))
     rows = results.load(tmp_path / "fusion_study.csv")
     assert {r["run"] for r in rows} == {run.name for run in SMOKE}

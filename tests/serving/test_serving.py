@@ -36,6 +36,7 @@ from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.utils.feature_utils import build_dataset_frame, hw_to_dataset_features
 from torch import Tensor
 
+import lerobot_policy_deepfusion  # noqa: F401  # registers the policy, as the command does
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.serving.policy_server import check_robot

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
 
+from ..clock import quartiles, race
 from .arms import Arm, DeepFusion
-from .clock import quartiles, race
 from .shapes import Inputs, Shape
 
 

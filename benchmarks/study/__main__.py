@@ -1,9 +1,9 @@
 """Does deep fusion beat late fusion? One code path, equal data, equal CPU minutes, success in the simulator.
 
-    python -m benchmarks.fusion_study                # every run that the results lack, two at a time
-    python -m benchmarks.fusion_study --hours 2      # no new one after two hours; the same command goes on later
-    python -m benchmarks.fusion_study --smoke        # the same road in a minute and a half, for CI
-    python -m benchmarks.fusion_study --report       # tables and plots of what is there
+    python -m benchmarks.study                # every run that the results lack, two at a time
+    python -m benchmarks.study --hours 2      # no new one after two hours; the same command goes on later
+    python -m benchmarks.study --smoke        # the same road in a minute and a half, for CI
+    python -m benchmarks.study --report       # tables and plots of what is there
 
 Records the demonstrations it lacks, trains each policy in a process and on a thread of its own, and adds its rows to
 `benchmarks/results/fusion_study.csv` when it is judged: a run is in there whole or will be done again. What is
@@ -21,10 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
 
-from .study import report, results
-from .study.arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, SMOKE_MINUTES, TASKS, Run, plan
+from . import report, results
+from .arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, SMOKE_MINUTES, TASKS, Run, plan
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fusion_study.csv"
 PRETRAINING_MINUTES, EPISODES, NOISE = 8.0, 50, 0.1
 ONE_THREAD = {
@@ -41,23 +41,22 @@ PROCESSES.set_forkserver_preload(["lerobot.scripts.lerobot_eval", "lerobot_polic
 
 def record(out: Path, name: str, smoke: bool) -> None:
     """Demonstrations of a task of the study, unless they are there."""
-    from lerobot_deepfusion.sim import (
-        recording as demos,  # not above: it takes as long as the processes that `main` starts first
-    )
+    # Not above: it takes as long as the processes that `main` starts first.
+    from lerobot_deepfusion.sim import recording
 
     task = PRETRAINING if name == PRETRAINED else TASKS[name]
     root = out / "data" / name
     if not root.exists():
-        recipe = demos.Recipe(
+        recipe = recording.Recipe(
             simulator="metaworld",
             tasks=task.environments[:1] if smoke else task.environments,
             episodes=2 if smoke else task.demonstrations,
             size=96,
-            seed=demos.FIRST_SEED,
+            seed=recording.FIRST_SEED,
             noise=NOISE,
             cameras=task.cameras,
         )
-        print(f"{name}: {demos.record(recipe, root, workers=1)}", flush=True)
+        print(f"{name}: {recording.record(recipe, root, workers=1)}", flush=True)
 
 
 def start(run: Run, out: Path, episodes: int) -> Path:
@@ -83,7 +82,7 @@ def _logged(log: Path, arguments: list[str]) -> None:
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    from .study.run import main
+    from .run import main
 
     main(arguments)
 

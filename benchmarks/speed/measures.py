@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 
+from ..clock import Seconds, quartiles, race, ratio
+from ..report import Row
 from . import memory, peers
 from .arms import Arm, DeepFusion
-from .clock import Seconds, quartiles, race, ratio
 from .floor import Floor, bytes_read, count_flops, machine_peaks
 from .literal import Literal
-from .report import Row
 from .shapes import Shape, make_inputs, shape_of
 
 ARMS: dict[str, Callable[..., Arm]] = {

@@ -1,9 +1,9 @@
-"""Peak memory of one training step above what model and inputs take, one process for each variant.
+"""Peak memory of one training step above what model and inputs take, in this process.
 
 On a CPU the resident set is sampled while the step runs, with an allocator that returns what is freed; on CUDA the
 allocator's own count is read. The median of three steps, after one to warm up.
 
-    python -m benchmarks.memory "deepfusion kv" S256-P1200-B4 checkpointing
+    python -m benchmarks.speed.memory_step "deepfusion kv" S256-P1200-B4 checkpointing
 """
 
 from __future__ import annotations
@@ -13,26 +13,13 @@ import gc
 import json
 import os
 import statistics
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
-TRAININGS = ("plain", "checkpointing", "expert only")
+import torch
 
-
-def peak(arm: str, case: str, training: str, device: str = "cpu", dtype: str = "float32") -> int:
-    """Bytes that a training step of an arm takes at its peak, measured in a process of its own.
-
-    Raises:
-        RuntimeError: with the process's own words, if it failed.
-    """
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "benchmarks.memory", arm, case, training, device, dtype]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["bytes"]
+from .measures import autocast, build, prepare
 
 
 def resident() -> int:
@@ -53,10 +40,6 @@ class Sampler(threading.Thread):
 
 
 def main() -> None:
-    import torch
-
-    from .measures import autocast, build, prepare
-
     arm_name, case, training, device, dtype = (*sys.argv[1:], "cpu", "float32")[:5]
 
     prepare()
@@ -71,7 +54,7 @@ def main() -> None:
         arm.model.zero_grad(set_to_none=True)
         gc.collect()
         with autocast(device, dtype):
-            peaks.append(_cuda_peak(arm, torch) if device.startswith("cuda") else _cpu_peak(arm))
+            peaks.append(_cuda_peak(arm) if device.startswith("cuda") else _cpu_peak(arm))
     print(json.dumps({"bytes": round(statistics.median(peaks[1:]))}))
 
 
@@ -85,7 +68,7 @@ def _cpu_peak(arm) -> int:
     return sampler.highest - before
 
 
-def _cuda_peak(arm, torch) -> int:
+def _cuda_peak(arm) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
