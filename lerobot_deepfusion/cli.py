@@ -132,7 +132,8 @@ def policy_options(context: click.Context) -> dict[str, Any]:
 def base(context: click.Context) -> None:
     """Write the checkpoint that adapters are put around.
 
-    VLM, fresh expert and processors. Takes the options of lerobot-train: --config_path, --dataset.repo_id, --output_dir, --policy.<field>, --seed.
+    VLM, fresh expert and processors. Takes the options of lerobot-train: --config_path, --dataset.repo_id,
+    --output_dir, --policy.<field>, --seed.
     """
     hand_on(context)
     from .storage.adapter_checkpoints import write_base
@@ -159,10 +160,9 @@ def merge(adapters: str, output_dir: Path) -> None:
 @deepfusion.command()
 @click.argument("output_dir", type=click.Path(path_type=Path))
 def recover(output_dir: Path) -> None:
-    """Find a run's newest complete checkpoint.
-
-    After a crash or a full disk; OUTPUT_DIR is that of the run. Prints the command that resumes. Says of each newer checkpoint what is missing or damaged, and points the link
-    checkpoints/last at the complete one. Nothing is deleted.
+    """Find a run's newest complete checkpoin    After a crash or a full disk; OUTPUT_DIR is that of the run. Says of each newer checkpoint what is missing or
+    damaged, points the link checkpoints/last at the complete one and prints the command that resumes. Nothing is
+    deleted.
     """
     from .storage.recovery import newest_complete, point_last, resume_command
 
