@@ -160,7 +160,9 @@ def merge(adapters: str, output_dir: Path) -> None:
 @deepfusion.command()
 @click.argument("output_dir", type=click.Path(path_type=Path))
 def recover(output_dir: Path) -> None:
-    """Find a run's newest complete checkpoin    After a crash or a full disk; OUTPUT_DIR is that of the run. Says of each newer checkpoint what is missing or
+    """Find a run's newest complete checkpoint.
+
+    After a crash or a full disk; OUTPUT_DIR is that of the run. Says of each newer checkpoint what is missing or
     damaged, points the link checkpoints/last at the complete one and prints the command that resumes. Nothing is
     deleted.
     """
