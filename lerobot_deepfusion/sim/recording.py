@@ -119,14 +119,14 @@ def record(recipe: Recipe, root: Path, workers: int = 2) -> dict[str, int]:
     Raises:
         FileExistsError: if `root` exists, or if its unfinished parts come from another recipe.
     """
-    from lerobot.datasets.aggregate import aggregate_datasets
-    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-    from tqdm import tqdm
-
     if root.exists():
         raise FileExistsError(f"{root} exists; choose another --root or remove it")
     folder = root.with_name(f"{root.name}.parts")
     _same_recipe_or_stop(recipe, folder)
+    from lerobot.datasets.aggregate import aggregate_datasets
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from tqdm import tqdm
+
     parts = list(recipe.parts())
     todo = [part for part in parts if not (folder / part.name).exists()]
     done = sum(part.episodes for part in parts) - sum(part.episodes for part in todo)
