@@ -6,7 +6,6 @@ A verb imports what it needs when it is called: LeRobot takes 15 seconds to impo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +124,24 @@ def policy_options(context: click.Context) -> dict[str, Any]:
             raise click.UsageError(f"{option}: expected --policy.<field>=<value>", context)
         options[name] = yaml.safe_load(value)
     return options
+
+
+@deepfusion.command()
+@click.argument("name", required=False)
+def config(name: str | None) -> None:
+    """Where a config that comes with the policy lies.
+
+    For lerobot-train --config_path=$(deepfusion config tiny). Without NAME, lists them.
+    """
+    from .storage.shipped_configs import shipped_configs
+
+    found = shipped_configs()
+    if name is None:
+        click.echo("\n".join(f"{name:20} {path}" for name, path in found.items()))
+    elif name in found:
+        click.echo(found[name])
+    else:
+        raise click.ClickException(f"no config {name!r}; there are {', '.join(found)}")
 
 
 @deepfusion.command(context_settings=HANDED_ON)
@@ -246,17 +263,3 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except (OSError, ValueError) as error:
         sys.exit(f"deepfusion {verb}: {error}")
-
-
-def renamed(verb: str, *first: str) -> Callable[[], None]:
-    """A command of 0.1 under its old name, which says what it is called now."""
-
-    def run() -> None:
-        new = " ".join(["deepfusion", verb])
-        click.echo(f"{Path(sys.argv[0]).stem} is now `{new}`; the old name goes with 0.3", err=True)
-        main([verb, *first, *sys.argv[1:]])
-
-    return run
-
-
-demos_of_0_1, info_of_0_1 = renamed("demos"), renamed("info")

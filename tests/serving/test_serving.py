@@ -42,8 +42,8 @@ from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_pro
 from lerobot_deepfusion.serving.policy_server import check_robot
 from tests.commands import ROOT
 from tests.policies import STATS, make_config
-from tests.serving import fake_robot
-from tests.serving.fake_robot import FRAME, JOINTS, FakeRobot, FakeRobotConfig
+from tests.serving import fakerobot
+from tests.serving.fakerobot import FRAME, JOINTS, FakeRobot, FakeRobotConfig
 
 TASK = "push the puck"
 STATE, CAMERA = "observation.state", "observation.images.front"
@@ -148,7 +148,7 @@ def test_served_chunk_equals_the_policy(address: str, checkpoint: Path, record_p
 @pytest.mark.parametrize(
     ("robot", "state", "message"),
     [
-        ({"camera": "top"}, fake_robot.STATE, r"sends the cameras \['observation.images.top'\].*--robot.cameras"),
+        ({"camera": "top"}, fakerobot.STATE, r"sends the cameras \['observation.images.top'\].*--robot.cameras"),
         ({}, JOINTS, r"sends a state of 3 values \['shoulder.pos', .*expects 4"),
     ],
 )
@@ -156,7 +156,7 @@ def test_another_robot_is_turned_away(
     address: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, robot: dict, state: tuple, message: str
 ) -> None:
     """The call that loads the policy fails with the text, and LeRobot's client stops."""
-    monkeypatch.setattr(fake_robot, "STATE", state)
+    monkeypatch.setattr(fakerobot, "STATE", state)
     client = connect(address, checkpoint, **robot)
     assert not client.start()
     with pytest.raises(grpc.RpcError, match=message):
@@ -167,7 +167,7 @@ def test_another_robot_is_turned_away(
 @pytest.mark.parametrize(("size", "fits"), [((720, 1280), True), ((360, 640), True), ((480, 640), False)])
 def test_pictures_of_a_robot_are_not_stretched(checkpoint: Path, size: tuple[int, int], fits: bool) -> None:
     """LeRobot's server would, before the policy sees them."""
-    features = {STATE: {"names": [*fake_robot.STATE]}, CAMERA: {"shape": (*size, 3)}}
+    features = {STATE: {"names": [*fakerobot.STATE]}, CAMERA: {"shape": (*size, 3)}}
     with nullcontext() if fits else pytest.raises(ValueError, match=r"480 x 640 pixels.*trained on 720 x 1280"):
         check_robot(features, PreTrainedConfig.from_pretrained(checkpoint))
 
@@ -301,7 +301,7 @@ def rollout_options(checkpoint: Path, plugins: Path, *more: str) -> list[str]:
     """Options of the command, and the fake robot as an installed distribution, as LeRobot finds robots."""
     (plugins / "lerobot_robot_fake-0.dist-info").mkdir(parents=True)
     (plugins / "lerobot_robot_fake-0.dist-info/METADATA").write_text("Name: lerobot_robot_fake\nVersion: 0\n")
-    (plugins / "lerobot_robot_fake.py").write_text("import tests.serving.fake_robot\n")
+    (plugins / "lerobot_robot_fake.py").write_text("import tests.serving.fakerobot\n")
     robot = ["--robot.type=fake", "--robot.record=sent.json", "--robot.calibration_dir=calibration"]
     common = [f"--policy.path={checkpoint}", f"--task={TASK}", "--fps=10", "--return_to_initial_position=false"]
     return [*robot, *common, *more]
