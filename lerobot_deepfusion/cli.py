@@ -55,6 +55,12 @@ def deepfusion() -> None:
 @click.option(
     "--cameras", default="", help="Comma-separated Meta-World cameras (corner2,corner).  [default: LeRobot's one]"
 )
+@click.option(
+    "--goal-markers/--no-goal-markers",
+    default=True,
+    show_default=True,
+    help="Show what Meta-World marks in its pictures. Evaluate with --env.goal_markers as recorded.",
+)
 @click.option("--workers", default=WORKERS, show_default=True, help="Recording processes.")
 def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
     """Record demonstrations from scripted experts as a data set.

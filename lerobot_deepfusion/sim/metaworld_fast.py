@@ -27,17 +27,20 @@ class MetaworldFastEnv(MetaworldEnv):
 
     Attributes:
         task: one Meta-World v3 task, a comma-separated list, or a difficulty (`easy`, `medium`, `hard`,
-            `very_hard`), as for LeRobot's `metaworld`.
+            `very_hard`), as for LeRobot's `metaworld`; or `one-faucet-open` and `one-faucet-close`, one scene in
+            which only the instruction says which way to turn.
         episode_length: steps until an episode counts as failed.
         observation_size: width and height of the frames, pixels.
         cameras: one of `CAMERAS`, which policies see as `observation.image`, or a comma-separated list, which they
             see as `observation.images.<name>`.
+        goal_markers: whether pictures show Meta-World's markers, which give goals away.
     """
 
     task: str = "push-v3"
     episode_length: int = 150
     observation_size: int = 96
     cameras: str = "corner2"
+    goal_markers: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +74,7 @@ class MetaworldFastEnv(MetaworldEnv):
             "observation_height": self.observation_size,
             "episode_length": self.episode_length,
             "cameras": self.camera_names,
+            "goal_markers": self.goal_markers,
         }
 
     def make(self, task: str) -> gym.Env:
