@@ -89,9 +89,7 @@ class FastMetaworld(MetaworldEnv):
         env.model.vis.quality.shadowsize = 0
         env.model.vis.quality.offsamples = 0
         if not self._markers:
-            # A goal is marked by sites, which are drawn and touch nothing; there is nothing else that they are for.
-            # Which of them a task calls its goal has no rule, so all go, into a group that is not drawn.
-            env.model.site_group[:] = mujoco.mjNGROUP - 1
+            hide_markers(env.model)
         env.set_task(mt1.train_tasks[0])
         env.model.cam_pos[2] = [0.75, 0.075, 0.7]  # corner2, nearer to the table
         env.reset()
@@ -173,6 +171,15 @@ def carry_forward(model: mujoco.MjModel, data: mujoco.MjData) -> None:
     mujoco.mj_getState(model, data, state, kind)
     mujoco.mj_forward(model, data)
     mujoco.mj_setState(model, data, state, kind)
+
+
+def hide_markers(model: mujoco.MjModel) -> None:
+    """Draw no sites, which is how Meta-World marks goals, and places on things.
+
+    They touch nothing, so nothing that happens changes. No rule says which of them a task calls its goal: `push-v3`
+    marks its own in one, `coffee-push-v3` in two of which it names the other one. So all go.
+    """
+    model.site_group[:] = mujoco.mjNGROUP - 1  # renderers draw the first three groups
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
