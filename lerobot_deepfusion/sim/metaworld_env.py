@@ -53,6 +53,7 @@ class FastMetaworld(MetaworldEnv):
         **kwargs: Any,
     ) -> None:
         name = task.removeprefix("metaworld-")
+        self._simulator: Any
         self._simulator, self._known_as = one_faucet.TASKS.get(name, (None, name))
         if self._known_as not in TASK_DESCRIPTIONS:
             known = sorted([*TASK_DESCRIPTIONS, *one_faucet.TASKS])
@@ -162,8 +163,8 @@ class FastMetaworld(MetaworldEnv):
 def carry_forward(model: mujoco.MjModel, data: mujoco.MjData) -> None:
     """Move what is drawn to where it was set since the simulator's last step; what happens next stays as it was.
 
-    Meta-World's reset places objects and markers and returns before the simulator carries them forward, so that the
-    picture would show them where they were in the episode before, as LeRobot's does.
+    Meta-World's reset draws places twice, and returns before the simulator carries the second ones forward: the
+    picture would show markers, and some things, where they were put first and are not, as LeRobot's does.
     """
     # The solver starts from its last result, so a forward step alone would move trajectories in their last digits.
     kind = mujoco.mjtState.mjSTATE_INTEGRATION

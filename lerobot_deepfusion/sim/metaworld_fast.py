@@ -2,8 +2,9 @@
 
 LeRobot's `metaworld` always renders 480 x 480 with 4096-pixel shadow maps, which is nearly all of an
 episode's time on a CPU. This environment is a subclass of it: same physics, camera, seeds, observation keys
-and task sentences. Only the picture is smaller and has no shadows, and episodes end after `episode_length`
-steps, which LeRobot's environment ignores.
+and task sentences. Only the picture is smaller and has no shadows, the one that `reset` returns shows the state
+(LeRobot's shows markers, and some things, where this episode does not have them), and episodes end after
+`episode_length` steps, which LeRobot's environment ignores.
 """
 
 from __future__ import annotations

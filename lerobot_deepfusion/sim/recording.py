@@ -74,8 +74,14 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
     datasets.disable_progress_bars()  # one for each episode, over the one that counts episodes
     root = folder / f"{part.name}.partial"
     shutil.rmtree(root, ignore_errors=True)
-    picture = {"size": recipe.size, "cameras": recipe.cameras, "goal_markers": recipe.goal_markers}
-    expert = experts.make(recipe.simulator, part.task, noise=recipe.noise, **picture)
+    expert = experts.make(
+        recipe.simulator,
+        part.task,
+        size=recipe.size,
+        noise=recipe.noise,
+        cameras=recipe.cameras,
+        goal_markers=recipe.goal_markers,
+    )
     data = LeRobotDataset.create(
         f"local/{part.name}",
         fps=expert.fps,
