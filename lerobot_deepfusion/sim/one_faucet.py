@@ -13,12 +13,13 @@ import mujoco
 import numpy as np
 from gymnasium.spaces import Box
 from metaworld.envs import SawyerFaucetCloseEnvV3, SawyerFaucetOpenEnvV3
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 TURNED = 1.2  # rad; Meta-World's own goals are at 1.2 and 1.3, and its experts pass 1.4 on their way to the stop
 PLACES = Box(np.array([-0.1, 0.8, 0.0]), np.array([0.1, 0.85, 0.0]), dtype=np.float64)  # the wider of its two ranges
 
 
-class OneFaucet:
+class OneFaucet(SawyerXYZEnv):  # type: ignore[misc]  # Meta-World's bases disagree
     """What the two tasks share, over either of Meta-World's classes: all but the direction that is asked."""
 
     asked: int  # sign of the handle's angle, which grows counter-clockwise, seen from above
@@ -35,6 +36,11 @@ class OneFaucet:
         self.model.body("faucetBase").pos = self.obj_init_pos
         mujoco.mj_forward(self.model, self.data)
         return self._get_obs()
+
+    def step(self: Any, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Meta-World's, and the episode is cut off once the handle is turned the other way: it can't succeed then."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated or self._turned == -self.asked, info
 
     def evaluate_state(self: Any, obs: np.ndarray, action: np.ndarray) -> tuple[float, dict[str, Any]]:
         """Reward, the share of the way that the handle is turned as asked, and success.

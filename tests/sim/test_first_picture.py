@@ -29,8 +29,11 @@ class Quick(MT1):
 
     def __init__(self, name: str, seed: int) -> None:
         simulator = ALL_V3_ENVIRONMENTS[name]
-        space = simulator()._random_reset_space
-        first = {"env_cls": simulator, "rand_vec": (space.low + space.high) / 2, "partially_observable": True}
+        env = simulator()
+        env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, True, True
+        env.seed(seed)
+        env.reset()
+        first = {"env_cls": simulator, "rand_vec": env._last_rand_vec, "partially_observable": True}
         self._train_classes = {name: simulator}
         self._train_tasks = [Task(name, pickle.dumps(first))]
 

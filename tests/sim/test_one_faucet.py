@@ -71,14 +71,14 @@ def test_each_expert_turns_its_way_and_no_episode_succeeds_in_both() -> None:
             expert = MetaworldFastEnv().make(acting).expert_policy
             with env.without_pictures():
                 env.reset(seed=1003)
-                won = False
-                for _ in range(150):
+                won = over = False
+                while not (won or over):
                     told = env.raw_observation.copy()
                     told[4:7] = env._env._get_site_pos(sides[acting]) - [0, 0, 0.01]
-                    won = env.step(np.clip(expert.get_action(told), -1, 1).astype(np.float32))[2]
-                    if won:
-                        break
-            assert won == (acting == judged)
+                    action = np.clip(expert.get_action(told), -1, 1).astype(np.float32)
+                    _, _, won, over, _ = env.step(action)
+            assert (won, over) == ((True, False) if acting == judged else (False, True))
+            assert env._steps < 100
         env.close()
 
 
