@@ -171,7 +171,7 @@ def test_a_hub_policy_is_one_commit(monkeypatch: pytest.MonkeyPatch, checkpoint:
         asked.append((str(source), hub.get("revision")))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.setattr("lerobot_deepfusion.stored_config.read_checkpoint_config", config)
+    monkeypatch.setattr("lerobot_deepfusion.storage.checkpoint_config.read_checkpoint_config", config)
     assert policies.checkpoint_folder("you/policy@v1") == checkpoint
     assert asked == [("you/policy", "v1"), ("you/policy", "v1"), (str(checkpoint), None)]
 
