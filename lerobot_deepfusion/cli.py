@@ -51,6 +51,11 @@ def deepfusion() -> None:
 @click.option(
     "--cameras", default="", help="Comma-separated Meta-World cameras (corner2,corner).", show_default="LeRobot's one"
 )
+@click.option(
+    "--goal-markers/--no-goal-markers",
+    default=True,
+    help="Show what Meta-World marks in its pictures. Evaluate with --env.goal_markers as recorded.",
+)
 @click.option("--workers", default=WORKERS, help="Recording processes.")
 def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
     """Record demonstrations from scripted experts as a data set.
