@@ -141,16 +141,28 @@ async def start_server(service: PolicyService, host: str, port: int, tls: Tls | 
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(service, server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if tls is None:
-        port = server.add_insecure_port(address)
-    else:
-        client_ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
-        credentials = grpc.ssl_server_credentials(
-            [(tls.key.read_bytes(), tls.cert.read_bytes())], client_ca, require_client_auth=client_ca is not None
-        )
-        port = server.add_secure_port(address, credentials)
+    try:
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, _credentials(tls))
+    except RuntimeError:
+        # A server that never started puts itself into a log record when it is freed, and Python crashes later if
+        # something keeps that record.
+        await server.start()
+        await server.stop(None)
+        raise
     await server.start()
     return server, port
+
+
+def _credentials(tls: Tls) -> Any:
+    import grpc
+
+    client_ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
+    return grpc.ssl_server_credentials(
+        [(tls.key.read_bytes(), tls.cert.read_bytes())], client_ca, require_client_auth=client_ca is not None
+    )
 
 
 async def _serve_until_stopped(service: PolicyService, host: str, port: int, tls: Tls | None) -> None:

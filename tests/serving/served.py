@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import grpc
 import numpy as np
@@ -16,8 +18,14 @@ from lerobot.async_inference.helpers import RemotePolicyConfig, TimedAction, Tim
 from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import send_bytes_in_chunks
 
+# On import, LeRobot's server writes `logs/` where it is and takes over logging.
+with mock.patch("lerobot.async_inference.helpers.get_logger", logging.getLogger):
+    from lerobot.async_inference import policy_server as lerobot_server
+
 from lerobot_deepfusion.serving.policy_server import Tls, start_server
 from lerobot_deepfusion.serving.service import PolicyService
+
+__all__ = ["JOINTS", "SIZE", "RawRobot", "lerobot_server", "refused", "running"]
 
 JOINTS = ["shoulder.pos", "elbow.pos", "gripper.pos", "base.vel"]
 SIZE = (64, 80, 3)

@@ -22,7 +22,6 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from lerobot.async_inference import policy_server as lerobot_server
 from lerobot.async_inference.helpers import TimedObservation
 from lerobot.transport import services_pb2
 
@@ -32,7 +31,7 @@ from lerobot_deepfusion.serving import policies, service, sessions
 from lerobot_deepfusion.serving.policy_server import Tls
 from tests.policies import STATS, make_config
 from tests.serving import pickle_attacks
-from tests.serving.served import SIZE, RawRobot, refused, running
+from tests.serving.served import JOINTS, SIZE, RawRobot, lerobot_server, refused, running
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +45,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.PolicyService]:
+def server(checkpoint: Path) -> Iterator[service.PolicyService]:
     """One server for all tests but those of its options."""
-    with contextlib.chdir(tmp_path_factory.mktemp("logs")), running(obs_queue_timeout=0.3) as running_server:
+    with running(obs_queue_timeout=0.3) as running_server:
         yield running_server
 
 
@@ -291,23 +290,28 @@ def test_calls_that_never_send_do_not_stop_the_others(server: service.PolicyServ
 
 @pytest.mark.slow
 def test_memory_stays_flat(robot: RawRobot) -> None:
-    """10,000 observations without asking for an action, then 10,000 refused ones."""
-
-    def grows(send: Any) -> int:
-        for _ in range(500):
-            send()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in range(10_000):
-            send()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    """10,000 observations without asking for an action, then 2,000 refused ones."""
+    values = {**dict.fromkeys(JOINTS, 0.5), "front": np.full(SIZE, 7, np.uint8)}
+    whole = pickle.dumps(TimedObservation(100.0, 0, values, True))
+    wrong = pickle.dumps(TimedObservation(100.0, 0, {**values, "elbow.pos": float("nan")}, True))
 
     def refuse() -> None:
         with refused("INVALID_ARGUMENT"):
-            robot.see(**{"elbow.pos": float("nan")})
+            robot.send(wrong)
 
-    assert grows(robot.see) < 20_000  # kB; the pictures sent are 150,000
-    assert grows(refuse) < 20_000
+    assert growth(lambda: robot.send(whole), 10_000) < 20_000  # kB; the pictures are 150,000
+    assert growth(refuse, 2_000) < 10_000
     is_served(robot)
+
+
+def growth(call: Any, times: int) -> int:
+    """Of the most memory that this process had, in kB, after it has settled."""
+    for _ in range(500):
+        call()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(times):
+        call()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
 # --- two robots -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,10 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> N
     tls = {"tls_cert": Path("c"), "tls_key": None, "tls_client_ca": None}
     lerobot = {"fps": 20, "inference_latency": 0.0333, "obs_queue_timeout": 1.0}
     assert passed == {"host": "localhost", "port": 9, "policies": ("a", "b@v1"), **tls, **lerobot}
+
+
+def test_a_port_in_use_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC would share it with another server, and each client get either."""
+    monkeypatch.chdir(tmp_path)  # LeRobot writes logs there
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit, match="serve: Failed to bind"):
+        main(["serve", "--host=127.0.0.1", f"--port={taken.getsockname()[1]}"])
