@@ -151,27 +151,16 @@ class FastMetaworld(MetaworldEnv):
             self._seen = dict.fromkeys(self.cameras)
         elif self._steps % self._look_every == 0:
             if self._steps == 0:
-                carry_forward(self._env.model, self._env.data)
+                # Meta-World's reset draws places twice, and returns before the simulator carries the second ones
+                # forward: the picture would show markers, and some things, where they were put first and are not, as
+                # LeRobot's does. A forward step changes only what follows from the state, and so nothing to come.
+                mujoco.mj_forward(self._env.model, self._env.data)
             frames = {camera: self._picture(camera) for camera in self.cameras}
             self._frame = frames[self.cameras[0]]
             self._seen = {camera: shrink(frame, SUPERSAMPLING) for camera, frame in frames.items()}
         pixels = self._seen if len(self.cameras) > 1 else self._seen[self.cameras[0]]
         observation = {"pixels": pixels, "agent_pos": raw_obs[:4]}
         return {key: observation[key] for key in self.observation_space.spaces}
-
-
-def carry_forward(model: mujoco.MjModel, data: mujoco.MjData) -> None:
-    """Move what is drawn to where it was set since the simulator's last step; what happens next stays as it was.
-
-    Meta-World's reset draws places twice, and returns before the simulator carries the second ones forward: the
-    picture would show markers, and some things, where they were put first and are not, as LeRobot's does.
-    """
-    # The solver starts from its last result, so a forward step alone would move trajectories in their last digits.
-    kind = mujoco.mjtState.mjSTATE_INTEGRATION
-    state = np.empty(mujoco.mj_stateSize(model, kind))
-    mujoco.mj_getState(model, data, state, kind)
-    mujoco.mj_forward(model, data)
-    mujoco.mj_setState(model, data, state, kind)
 
 
 def hide_markers(model: mujoco.MjModel) -> None:
