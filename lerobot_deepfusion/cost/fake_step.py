@@ -150,7 +150,7 @@ def _close_gaps(model: DeepFusionModel) -> dict[str, nn.Module]:
     pairs = zip(perception.sources, model.expert.backbone.layers, strict=True)
     # A source may stand behind the last layer (`hidden`): it is as many places on as layers are before it.
     perception.sources = [sum(k < source for k in kept) for source, layer in pairs if layer is not None]
-    layers = {}
+    layers: dict[str, nn.Module] = {}
     for name, stack in list(model.named_modules()):
         if isinstance(stack, nn.ModuleList):
             there = {f"{name}.{index}": layer for index, layer in enumerate(stack) if layer is not None}
