@@ -122,7 +122,7 @@ def test_training_peak_is_what_is_allocated(
 ) -> None:
     """Estimated bytes of activations and gradients are those that torch's profiler sees. LoRA is PEFT's own.
 
-    Worst error: WORST. One tensor of a layer that is not seen, or is freed late, makes TOLERANCE or more.
+    Within 2%; `python -m benchmarks.memory_estimate` prints each.
     """
     pytest.importorskip("peft")
     model = small_model(make, fusion, layers=3)
@@ -232,7 +232,7 @@ print("bytes", taken, memory.training_bytes(model, LOAD, False, ALL, checkpointi
 def test_resident_memory_of_training() -> None:
     """A process that trains a model of 193 MB for two steps takes what is estimated, within 15%.
 
-    Measured: RESIDENT. Not `ru_maxrss`, which a child process inherits.
+    Not `ru_maxrss`, which a child process inherits.
     """
     # Freed memory goes back at once, so that the peak is not that of a fragmented heap.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
