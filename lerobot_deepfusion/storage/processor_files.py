@@ -2,13 +2,15 @@
 
 LeRobot's loader imports whatever `class` path such a file names and calls what it finds there with arguments from
 the file (`os.system` included), and joins `state_file` to the directory, wherever that leads. Its commands and the
-policy server load the policy first, so the policy looks at these files too. What it can't see: processors loaded
-from another place than the policy (`pretrained_path`), or alone, and a Hub repository that changes in between.
+policy server load the policy first, so the policy looks at these files too, and so does LeRobot's factory before it
+loads processors for a config of this policy (`checked_loading`). What neither sees: a pipeline that is loaded by
+itself, without a config (`PolicyProcessorPipeline.from_pretrained`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,14 @@ def check_checkpoint_files(source: str | Path, **hub: Any) -> None:
             f"{folder} has no {SAFETENSORS_SINGLE_FILE}; weights are read from safetensors files only, never from "
             "pickled ones (.bin, .pt, .ckpt), which can run code"
         )
-    for name in PROCESSOR_FILES:
+    check_processor_files(source, PROCESSOR_FILES, **hub)
+
+
+def check_processor_files(source: str | Path, names: Sequence[str], **hub: Any) -> None:
+    """Whether processor files, where they are there, are safe to load; see `check_checkpoint_files`."""
+    folder = Path(source)
+    local = folder.is_dir()
+    for name in names:
         if local:
             path = folder / name
         else:

@@ -1,0 +1,36 @@
+"""Where a checkpoint is: a folder that is there, or one commit of a repository on the Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from lerobot.configs.policies import CONFIG_NAME
+
+from ..llava.place import check_place
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def pinned(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with the commit that a branch or tag names now: it may name another between two reads.
+
+    Args:
+        source: directory or Hub id.
+        hub: `revision`, `token` and the like.
+
+    Raises:
+        FileNotFoundError: if it can only be a directory, and isn't there.
+    """
+    check_place("the checkpoint", str(source))
+    if Path(source).is_dir():
+        return hub
+    try:
+        file = hf_hub_download(str(source), CONFIG_NAME, **hub)
+    except (HfHubHTTPError, LocalEntryNotFoundError):  # which LeRobot meets next, and words
+        return hub
+    commit = Path(file).parent.name
+    return {**hub, "revision": commit} if COMMIT.fullmatch(commit) else hub
