@@ -47,8 +47,12 @@ def write(
                 own = value(key, episode, frame)
                 if own is not None:
                     row[key] = np.asarray(own, feature["dtype"])
+                elif feature["dtype"] == "image" and feature["shape"][-1] == 1:  # depth, in millimetres
+                    row[key] = rng.integers(0, 5000, feature["shape"], dtype=np.uint16)
                 elif feature["dtype"] == "image":
                     row[key] = rng.integers(0, 255, feature["shape"], dtype=np.uint8)
+                elif feature["dtype"] == "bool":
+                    row[key] = rng.integers(0, 2, feature["shape"]).astype(bool)
                 elif feature["dtype"] == "string":
                     row[key] = "a note"
                 else:
@@ -90,7 +94,7 @@ def first_loss(data: LeRobotDataset, options: DeepFusionConfig, size: int = 4, *
     policy, pre, _ = prepare(data, options, **kwargs)
     policy.train()
     batch = next(iter(torch.utils.data.DataLoader(data, batch_size=size)))
-    return float(policy.forward(pre(batch))[0])
+    return policy.forward(pre(batch))[0].item()
 
 
 def save(folder: Path, policy: Any, *pipelines: Any) -> Path:

@@ -130,11 +130,12 @@ def _normalised(
         torch.full_like(low, CONSTANT), SHARE * torch.maximum(low.abs(), high.abs())
     )
     unknown = (high - low).isnan()
-    narrow = divisor <= torch.maximum(torch.full_like(divisor, CONSTANT), SUMS * center.abs())
+    spread = torch.where(std.isnan(), divisor, std)
+    narrow = spread <= torch.maximum(torch.full_like(spread, CONSTANT), SUMS * center.abs())
     constant = torch.where(unknown, narrow & (mode != NormalizationMode.IDENTITY), constant)
     reach = torch.stack([_applied(key, mode, found, row) for row in (low, high)]).abs().amax(0)
     rms = ((mean - center) ** 2 + std**2).sqrt() / divisor.clamp(min=1e-8)
-    size_ = torch.where(constant & ~unknown, reach, rms)  # a constant's deviation is what the sums left
+    size_ = torch.where(constant, reach, rms)  # a constant's deviation is what the sums left
     return Normalised(key, mode, divisor, size_, reach, constant, low, high, names)
 
 

@@ -15,7 +15,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies import factory
 
 from ..configuration_deepfusion import DeepFusionConfig
-from .checkpoint_place import pinned
+from .checkpoint_place import commit_of, pinned
 from .processor_files import PROCESSOR_FILES, check_processor_files
 
 NAME = "make_pre_post_processors"
@@ -35,9 +35,8 @@ def check_before_loading() -> None:
         **kwargs: Any,
     ) -> Any:
         if pretrained_path and isinstance(policy_cfg, DeepFusionConfig):
-            if pretrained_revision is None and str(policy_cfg.pretrained_path) == str(pretrained_path):
-                pretrained_revision = policy_cfg.pretrained_revision
-            hub = pinned(pretrained_path, {"revision": pretrained_revision})
+            revision = commit_of(policy_cfg, pretrained_path, pretrained_revision)
+            hub = pinned(pretrained_path, {"revision": revision})
             options = ("preprocessor_config_filename", "postprocessor_config_filename")
             names = [kwargs.get(option) or name for option, name in zip(options, PROCESSOR_FILES, strict=True)]
             check_processor_files(pretrained_path, names, **hub)

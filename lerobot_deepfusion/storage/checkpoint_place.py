@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from lerobot.configs import PreTrainedConfig
 from lerobot.configs.policies import CONFIG_NAME
 
 from ..llava.place import check_place
@@ -34,3 +35,14 @@ def pinned(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
         return hub
     commit = Path(file).parent.name
     return {**hub, "revision": commit} if COMMIT.fullmatch(commit) else hub
+
+
+def remember_commit(config: PreTrainedConfig, source: str | Path, asked: str | None, commit: str | None) -> None:
+    """Of which commit a policy is, for its processors, which LeRobot asks for next."""
+    vars(config)["_commit"] = str(source), asked, commit
+
+
+def commit_of(config: PreTrainedConfig, source: str | Path, asked: str | None) -> str | None:
+    """The commit that a policy was loaded from, if it was from there; else the revision that is asked for."""
+    loaded, revision, commit = vars(config).get("_commit", (None, None, None))
+    return commit if loaded == str(source) and commit and asked in (None, revision, commit) else asked

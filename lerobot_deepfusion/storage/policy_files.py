@@ -16,10 +16,11 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch import Tensor
 
 from ..configuration_deepfusion import DeepFusionConfig
+from ..inputs.rollout_check import watch_rollouts
 from ..network.lockstep import DeepFusionModel
 from ..training.precision import set_precision
 from .checkpoint_config import read_checkpoint_config, require_same_architecture
-from .checkpoint_place import pinned
+from .checkpoint_place import pinned, remember_commit
 from .hub_push import safe_push
 from .model_card import model_card
 from .processor_files import check_checkpoint_files
@@ -81,8 +82,8 @@ class StoredPolicy(PreTrainedPolicy):
                 features.validate_features()
             require_trained_settings(config, saved, source, asked)
             check_stored_statistics(config, source, hub)
-        if hub.get("revision") and not config.use_peft:
-            config.pretrained_revision = hub["revision"]  # by which LeRobot's commands load the processors
+        watch_rollouts()  # LeRobot's rollout loads the policy first, then connects the robot
+        remember_commit(config, source, asked, hub.get("revision"))
         return super().from_pretrained(source, config=config, strict=True, vlm_weights=False, **{**kwargs, **hub})
 
     @classmethod

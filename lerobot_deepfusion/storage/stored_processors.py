@@ -24,6 +24,9 @@ from .processor_files import PROCESSOR_FILES
 from .safetensors_files import stored_tensors
 
 PROMPT, NORMALIZE, UNNORMALIZE = "deepfusion_prompt_processor", "normalizer_processor", "unnormalizer_processor"
+MOST_EPS = 1e-3  # LeRobot's is 1e-8
+# What LeRobot's steps raise for a config whose fields have a wrong type.
+CANNOT_BUILD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
@@ -110,28 +113,33 @@ def _applied(
     try:
         step = kind(**stored.config)
         step.load_state_dict(stored.state)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        reasons = {key: _why_not(step, key, config) for key in keys}
+    except CANNOT_BUILD as error:
         raise ValueError(f"{stored.file} of {source} can't be built: {type(error).__name__}: {error}") from error
-    features = {**(config.input_features or {}), **(config.output_features or {})}
-    for key in keys:
-        known, mode = step.features.get(key), mode_of(config, key)
-        found = step.norm_map.get(features[key].type, NormalizationMode.IDENTITY)
-        listed = step.normalize_observation_keys
-        why = None
-        if key != ACTION and (known is None or known.type != features[key].type):
-            why = f"its features are {sorted(step.features)}"
-        elif key != ACTION and listed is not None and key not in listed:
-            why = f"it normalises {sorted(listed)} only"
-        elif found != mode:
-            why = f"its mode for it is {getattr(found, 'value', found)}"
-        elif key not in step._tensor_stats:
-            why = f"it has no statistics for it, only for {sorted(step._tensor_stats)}"
+    for key, why in reasons.items():
         if why:
             raise ValueError(
-                f"{stored.file} of {source} would not normalise {key} by {mode.value} as config.json says: {why}. "
-                "Take the files of one checkpoint as they were saved"
+                f"{stored.file} of {source} would not normalise {key} by {mode_of(config, key).value} as config.json "
+                f"says: {why}. Take the files of one checkpoint as they were saved"
             )
     return step.stats
+
+
+def _why_not(step: Any, key: str, config: DeepFusionConfig) -> str | None:
+    """Why LeRobot's step would leave a feature as it is, or do something else to it."""
+    kind = {**(config.input_features or {}), **(config.output_features or {})}[key].type
+    mode = NormalizationMode(step.norm_map.get(kind, NormalizationMode.IDENTITY))
+    if key != ACTION:  # actions are normalised whatever is listed
+        if key not in step.features or step.features[key].type != kind:
+            return f"its features are {sorted(step.features)}"
+        listed = step.normalize_observation_keys
+        if listed is not None and key not in listed:
+            return f"it normalises {sorted(listed)} only"
+    if mode != mode_of(config, key):
+        return f"its mode for it is {mode.value}"
+    if key not in step._tensor_stats:
+        return f"it has no statistics for it, only for {sorted(step._tensor_stats)}"
+    return None if 0 < step.eps <= MOST_EPS else f"its eps is {step.eps}"
 
 
 def check_tasks_of(meta: Any, config: DeepFusionConfig, source: str | Path, hub: dict[str, Any]) -> None:
@@ -141,7 +149,11 @@ def check_tasks_of(meta: Any, config: DeepFusionConfig, source: str | Path, hub:
         ValueError: see `check_tasks`.
     """
     step = read_step(source, PROCESSOR_FILES[0], PROMPT, hub)
-    if step is not None and "tokenizer_json" in step.state:
+    if step is None or "tokenizer_json" not in step.state:
+        return
+    try:
         tokenizer = Tokenizer.from_str(bytes(step.state["tokenizer_json"].tolist()).decode())
-        tasks = DatasetFacts(meta).tasks()
-        check_tasks(tasks, step.config["prompt"], step.config["image_token"], tokenizer, config.tokenizer_max_length)
+        prompt, token = step.config["prompt"], step.config["image_token"]
+    except Exception:  # what is wrong with the step, it says itself when LeRobot builds it next
+        return
+    check_tasks(DatasetFacts(meta).tasks(), prompt, token, tokenizer, config.tokenizer_max_length)

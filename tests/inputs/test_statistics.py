@@ -56,7 +56,7 @@ def judge(caplog: pytest.LogCaptureFixture, of: dict[str, np.ndarray], **chosen:
 
 RARE = np.zeros(FRAMES)
 RARE[::200] = 1
-HEAVY = np.random.default_rng(1).standard_cauchy(FRAMES)
+HEAVY = np.random.default_rng(1).standard_cauchy(FRAMES).clip(-500, 500)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,6 @@ def test_other_types_are_normalised_as_floats(tmp_path: Path, dtype: str, mode: 
 
     Training's numbers and those of the loaded checkpoint are the same to the bit.
     """
-    if dtype == "bool" and mode.startswith("QUANTILE"):
-        pytest.skip("half of the flags are set: their quantiles are fine, their name is not needed here")
     data = load(write(tmp_path / "data", columns(observation__state=vector(4, dtype), action=vector(3, dtype))))
     policy, pre, post = prepare(data, small_data.config(normalization_mapping=modes(mode, mode)))
     batch = next(iter(torch.utils.data.DataLoader(data, batch_size=8)))
