@@ -7,7 +7,8 @@ Runs through LeRobot's own evaluation, on the same seeds:
 
 - `as trained`: the policy as it is;
 - `black images`: every camera black;
-- `other text`: with several tasks, each is given the next one's sentence;
+- `other text`: with several tasks, each is given the next one's sentence. If it fails then, the text is used, which
+  does not say that it is needed: the arm `wordless` of `benchmarks.study` does;
 - `blind replay`: the actions of one recorded demonstration, whatever is seen. It shows how much of a task
   needs no policy at all.
 """

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from lerobot_deepfusion.cost import memory
-from lerobot_deepfusion.cost.activations import Precision, Workload
 from lerobot_deepfusion.cost.blueprint import assume_cameras, build, read_policy
+from lerobot_deepfusion.cost.fake_step import Workload
+from lerobot_deepfusion.network import part_names as parts
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
 
 from .speed.floor import count_flops
@@ -70,8 +71,8 @@ def count(model: DeepFusionModel) -> Cost:
         prefix = count_flops(lambda: model.project_contexts(model.prefill(pixels, ids, valid)))
         step = count_flops(lambda: model.denoise(states, state, noisy, time))
     weights = memory.parameters(model)
-    context = memory.key_value_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK, 1), Precision(HALF, HALF, True))
-    expert = HALF * (weights[memory.EXPERT] - memory.modulation_parameters(model))  # those once a chunk
+    context = memory.key_value_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK), half=True)
+    expert = HALF * (weights[parts.EXPERT] - memory.modulation_parameters(model))  # those once a chunk
     return Cost(prefix, HALF * sum(weights.values()) - expert + context, step, expert + context)
 
 
@@ -84,7 +85,7 @@ def main() -> None:
         config, _ = read_policy(name, options)
         assume_cameras(config, CAMERAS)
         model = build(config)
-        cost, load = count(model), Workload(BATCH, CAMERAS, TEXT, CHUNK, 1)
+        cost, bytes_of = count(model), sizes(model)
         acting = cost.prefix_flops + STEPS * cost.step_flops
         print(f"\n{name}, expert of {width} of its width: {acting / 1e12:.2f} TFLOP a chunk")
         print(f"  VLM {cost.prefix_flops / 1e12:.2f} TFLOP, {cost.prefix_bytes / 1e9:.2f} GB; ", end="")
@@ -96,22 +97,25 @@ def main() -> None:
             whole = BATCH * 3 * (cost.prefix_flops + cost.step_flops) / card.flops
             print(f"  {card.name:15} chunk >= {1e3 * (prefix + STEPS * step):6.1f} ms", end="")
             print(f" (VLM {1e3 * prefix:.1f}, step {1e3 * step:.2f}); step of training >= ", end="")
-            print(
-                f"{1e3 * frozen:.0f} ms expert only, {1e3 * whole:.0f} ms everything; fits: {fits(model, load, card)}"
-            )
+            print(f"{1e3 * frozen:.0f} ms expert only, {1e3 * whole:.0f} ms everything; fits: {fits(bytes_of, card)}")
 
 
-def fits(model: DeepFusionModel, load: Workload, card: Card) -> str:
-    """What a card has room for, with gradient checkpointing and a tenth of it left over."""
-    half, room = Precision(HALF, HALF, True), 0.9 * card.gib * 2**30
-    trainings = {
-        "expert only": memory.training_bytes(model, load, half, {memory.EXPERT}, True),
-        "LoRA": memory.training_bytes(model, load, half, {memory.TEXT, memory.EXPERT}, True, 16),
-        "everything": memory.training_bytes(model, load, Precision(HALF, HALF, False), set(memory.PARTS), True),
+def sizes(model: DeepFusionModel) -> dict[str, int]:
+    """Bytes of acting, and of each way to train with gradient checkpointing."""
+    ways = {
+        "expert only": ({parts.EXPERT}, 0),
+        "LoRA": ({parts.TEXT, parts.EXPERT}, 16),
+        "everything": (set(parts.PARTS), 0),
     }
-    acting = memory.acting_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK, 1), half)
-    found = [name for name, size in {"acting": acting, **trainings}.items() if size <= room]
-    return ", ".join(found) or "nothing"
+    load = Workload(BATCH, CAMERAS, TEXT, CHUNK)
+    return {"acting": memory.acting_bytes(model, Workload(1, CAMERAS, TEXT, CHUNK), half=True)} | {
+        name: memory.training_bytes(model, load, True, trained, True, rank) for name, (trained, rank) in ways.items()
+    }
+
+
+def fits(bytes_of: dict[str, int], card: Card) -> str:
+    """What a card has room for, with a tenth of it left over."""
+    return ", ".join(name for name, size in bytes_of.items() if size <= 0.9 * card.gib * 2**30) or "nothing"
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ os.environ.setdefault("LP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.envs.metaworld import TASK_DESCRIPTIONS
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import eval_policy
 
+from lerobot_deepfusion.sim.metaworld_env import sentence
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -38,7 +38,7 @@ def controls(tasks: Sequence[str], index: int) -> dict[str, Change]:
     """What shows whether a policy of these tasks needs its eyes and ears in the one at `index`, by name."""
     found: dict[str, Change] = {"black images": black}
     if len(tasks) > 1:
-        found["other text"] = told(TASK_DESCRIPTIONS[tasks[(index + 1) % len(tasks)]])
+        found["other text"] = told(sentence(tasks[(index + 1) % len(tasks)]))
     return found
 
 
@@ -89,8 +89,7 @@ def successes(
 def blind_replay(data: Path, task: str, episodes: int, seed: int) -> int:
     """Episodes in which the actions of the task's first demonstration succeed, whatever is there."""
     demonstrations = LeRobotDataset("local/data", root=data)
-    sentence = TASK_DESCRIPTIONS[task]
-    episode = next(e for e in demonstrations.meta.episodes if e["tasks"][0] == sentence)
+    episode = next(e for e in demonstrations.meta.episodes if e["tasks"][0] == sentence(task))
     rows = range(episode["dataset_from_index"], episode["dataset_to_index"])
     actions = [np.array(a) for a in demonstrations.hf_dataset.with_format(None).select(rows)["action"]]
     env = MetaworldFastEnv().make(task)

@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 from lerobot_deepfusion.cost import memory
-from lerobot_deepfusion.cost.activations import Precision, Workload
 from lerobot_deepfusion.cost.blueprint import assume_cameras, build, read_policy
+from lerobot_deepfusion.cost.fake_step import Workload
+from lerobot_deepfusion.network.part_names import EXPERT
 
-from .plan import CAMERAS, CHUNK, HALF, STEPS, TEXT, count
+from .plan import CAMERAS, CHUNK, STEPS, TEXT, count
 
 LATE, GEMMA = {"fusion": "late"}, {"action_expert_type": "late_gemma"}
 ROWS: tuple[dict[str, Any], ...] = (
@@ -40,19 +41,18 @@ def main() -> None:
     print("| row | expert, M | VLM kept, M | VLM, GFLOP | step, GFLOP | chunk, GFLOP | keys and values, MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for options in ROWS:
-        config, _ = read_policy("onevision-0.5b", options)
+        config, _ = read_policy("onevision-0.5b", {**options, "train_expert_only": True})
         assume_cameras(config, CAMERAS)
         model = build(config)
         cost, weights = count(model), memory.parameters(model)
-        load, precision = Workload(1, CAMERAS, TEXT, CHUNK), Precision(HALF, HALF, True)
-        expert = weights[memory.EXPERT]
+        load, expert = Workload(1, CAMERAS, TEXT, CHUNK), weights[EXPERT]
         values = (
             f"{expert / 1e6:.0f}",
             f"{(sum(weights.values()) - expert) / 1e6:.0f}",
             f"{cost.prefix_flops / 1e9:.0f}",
             f"{cost.step_flops / 1e9:.1f}",
             f"{(cost.prefix_flops + STEPS * cost.step_flops) / 1e9:.0f}",
-            f"{memory.key_value_bytes(model, load, precision) / 2**20:.1f}",
+            f"{memory.key_value_bytes(model, load, half=True) / 2**20:.1f}",
         )
         name = ", ".join(f"`{field}={value}`" for field, value in options.items()) or "default: `fusion=kv`"
         print(f"| {name} | {' | '.join(values)} |")

@@ -1,7 +1,7 @@
 """The whole road, offline: demonstrations -> lerobot-train -> lerobot-eval -> pictures.
 
     python examples/demo.py                   # push a puck to a goal (`make demo`)
-    python examples/demo.py --recipe faucet   # two tasks in one scene that only the instruction tells apart
+    python examples/demo.py --recipe faucet   # two tasks in one scene, which only the instruction tells apart
 
 Every stage is one of LeRobot's or this package's own commands; they are printed, and can be run by hand.
 Leaves `outputs/demo/<recipe>/`: data, checkpoint, evaluation, `success.mp4`, `strip.png`, `report.png` and
@@ -32,7 +32,7 @@ ENVIRONMENT = {
 }
 RECIPES = {
     "push": {"task": "push-v3", "episodes": 160, "config": "tiny.yaml"},
-    "faucet": {"task": "faucet-open-v3,faucet-close-v3", "episodes": 60, "config": "tiny_faucet.yaml"},
+    "faucet": {"task": "one-faucet-open,one-faucet-close", "episodes": 60, "config": "tiny_faucet.yaml"},
 }
 
 

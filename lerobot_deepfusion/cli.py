@@ -6,7 +6,6 @@ A verb imports what it needs when it is called: LeRobot takes 15 seconds to impo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ BATCH_SIZE, LORA_RANK = 8, 16  # of `info`, where no train config gives them: Le
 HANDED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="lerobot_policy_deepfusion")
 def deepfusion() -> None:
     """Everything around the deepfusion policy that LeRobot's own commands do not do.
@@ -32,31 +31,32 @@ def deepfusion() -> None:
 
 
 @deepfusion.command()
-@click.option("--simulator", type=click.Choice(["metaworld", "pusht"]), default="metaworld", show_default=True)
-@click.option("--task", help="Task or comma-separated tasks.  [default: push-v3; pusht of PushT]")
+@click.option("--simulator", type=click.Choice(["metaworld", "pusht"]), default="metaworld")
+@click.option("--task", help="Task or comma-separated tasks.", show_default="push-v3; pusht of PushT")
 @click.option(
     "--episodes",
     type=click.IntRange(1),
     default=EPISODES,
-    show_default=True,
     help="Successful episodes to keep for each task.",
 )
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="Folder of the new data set.")
-@click.option("--size", default=SIZE, show_default=True, help="Width and height of the frames, pixels.")
-@click.option(
-    "--seed", default=FIRST_SEED, show_default=True, help="First environment seed, far from those of lerobot-eval."
-)
+@click.option("--size", default=SIZE, help="Width and height of the frames, pixels.")
+@click.option("--seed", default=FIRST_SEED, help="First environment seed, far from those of lerobot-eval.")
 @click.option(
     "--noise",
     default=0.0,
-    show_default=True,
     help="Standard deviation of the noise on the executed action (full scale is 1). The recorded action is the "
     "expert's own, so the data show how to recover.",
 )
 @click.option(
-    "--cameras", default="", help="Comma-separated Meta-World cameras (corner2,corner).  [default: LeRobot's one]"
+    "--cameras", default="", help="Comma-separated Meta-World cameras (corner2,corner).", show_default="LeRobot's one"
 )
-@click.option("--workers", default=WORKERS, show_default=True, help="Recording processes.")
+@click.option(
+    "--goal-markers/--no-goal-markers",
+    default=True,
+    help="Show what Meta-World marks in its pictures. Evaluate with --env.goal_markers as recorded.",
+)
+@click.option("--workers", default=WORKERS, help="Recording processes.")
 def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
     """Record demonstrations from scripted experts as a data set.
 
@@ -82,10 +82,14 @@ def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help=f"Of a training step.  [default: the train config's, else {BATCH_SIZE}]",
+    help="Of a training step.",
+    show_default=f"the train config's, else {BATCH_SIZE}",
 )
 @click.option(
-    "--cameras", type=click.IntRange(1), help="How many, where the config leaves it to the data set.  [default: 1]"
+    "--cameras",
+    type=click.IntRange(1),
+    help="How many, where the config leaves it to the data set.",
+    show_default="1",
 )
 @click.pass_context
 def info(context: click.Context, what: str, batch_size: int | None, cameras: int | None) -> None:
@@ -125,6 +129,24 @@ def policy_options(context: click.Context) -> dict[str, Any]:
             raise click.UsageError(f"{option}: expected --policy.<field>=<value>", context)
         options[name] = yaml.safe_load(value)
     return options
+
+
+@deepfusion.command()
+@click.argument("name", required=False)
+def config(name: str | None) -> None:
+    """Where a config that comes with the policy lies.
+
+    For lerobot-train --config_path=$(deepfusion config tiny). Without NAME, lists them.
+    """
+    from .storage.shipped_configs import shipped_configs
+
+    found = shipped_configs()
+    if name is None:
+        click.echo("\n".join(f"{name:20} {path}" for name, path in found.items()))
+    elif name in found:
+        click.echo(found[name])
+    else:
+        raise click.ClickException(f"no config {name!r}; there are {', '.join(found)}")
 
 
 @deepfusion.command(context_settings=HANDED_ON)
@@ -212,17 +234,42 @@ def card(checkpoint: Path, repo_id: str | None, eval_info: Path | None) -> None:
         click.echo(upload_command(repo_id, checkpoint))
 
 
-@deepfusion.command(context_settings=HANDED_ON)
-@click.pass_context
-def serve(context: click.Context) -> None:
+@deepfusion.command()
+@click.option("--host", default="localhost", help="Where to listen; another one needs --policy.")
+@click.option("--port", default=8080)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    help="A policy that may be served: directory, Hub id or id@revision. Once for each.",
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="The server's certificate, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its key.")
+@click.option(
+    "--tls-client-ca", type=click.Path(path_type=Path), help="Of the certificates that clients then must show."
+)
+@click.option("--fps", default=30, help="Of the robot.")
+@click.option(
+    "--inference-latency", "--inference_latency", default=0.0333, help="Seconds that a chunk takes at least."
+)
+@click.option(
+    "--obs-queue-timeout",
+    "--obs_queue_timeout",
+    default=2.0,
+    help="Seconds to wait for an observation.",
+)
+def serve(**options: Any) -> None:
     """Serve policies to LeRobot's asynchronous clients.
 
-    Takes the options of LeRobot's policy server: --host, --port, --fps, --inference_latency, --obs_queue_timeout.
+    One robot at a time; nothing that a client sends is run. Other machines are let in with --host, and choose among
+    the policies given. The robot's side, TLS and tunnels: docs/serving.md.
     """
-    hand_on(context)
     from .serving.policy_server import serve as serve_policies
 
-    serve_policies()
+    try:
+        serve_policies(**options)
+    except (ImportError, RuntimeError) as error:  # no gRPC; a port in use
+        raise click.ClickException(f"deepfusion serve: {error}") from error
 
 
 def hand_on(context: click.Context) -> None:
@@ -246,17 +293,3 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except (OSError, ValueError) as error:
         sys.exit(f"deepfusion {verb}: {error}")
-
-
-def renamed(verb: str, *first: str) -> Callable[[], None]:
-    """A command of 0.1 under its old name, which says what it is called now."""
-
-    def run() -> None:
-        new = " ".join(["deepfusion", verb])
-        click.echo(f"{Path(sys.argv[0]).stem} is now `{new}`; the old name goes with 0.3", err=True)
-        main([verb, *first, *sys.argv[1:]])
-
-    return run
-
-
-demos_of_0_1, info_of_0_1 = renamed("demos"), renamed("info")

@@ -1,11 +1,19 @@
-"""LeRobot's commands as processes of their own, and a data set of noise for them."""
+"""LeRobot's commands, in forks of one process that has imported LeRobot, and a data set of noise for them.
+
+Importing LeRobot takes longer than most commands. `run` is for what they do; `finish` starts a true process, for what
+a fork has already: plugins found, environment variables that are read on import, a launcher.
+"""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,73 +21,73 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 TINY_YAML = ROOT / "configs/policy/tiny.yaml"
 SHORT = ["--num_workers=0", "--log_freq=1", "--save_freq=2", "--batch_size=4"]
+SCRIPTS = Path(sys.executable).parent
+PATIENCE = 580  # seconds
 
-# Runs a console script of the environment with every connection to another machine refused, and writes the
-# actions that the policy chooses to a file.
-OFFLINE = """
-import runpy, socket, sys
-from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
-def refuse(*args, **kwargs):
-    raise AssertionError(f"a connection was tried: {args}")
-socket.socket.connect = socket.getaddrinfo = refuse
-record, sys.argv = open(sys.argv[1], "wb"), sys.argv[2:]
-select_action = DeepFusionPolicy.select_action
-def recorded(self, batch):
-    action = select_action(self, batch)
-    record.write(action.numpy().tobytes())
-    return action
-DeepFusionPolicy.select_action = recorded
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-# Runs several console scripts or modules in one process: importing LeRobot takes longer than most of them run.
-RUNNER = """
-import json, runpy, sys
-for command in json.loads(sys.argv[1]):
-    sys.argv = command
-    try:
-        if command[0] == "-m":
-            sys.argv = command[1:]
-            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(command[0], run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
-"""
+FORKS = multiprocessing.get_context("forkserver")
+LEROBOT = ("lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "lerobot_policy_deepfusion")
+FORKS.set_forkserver_preload([*LEROBOT, "lerobot_deepfusion.modeling_deepfusion", "peft", __name__])
 
 
 def finish(*command: object, fails: bool = False, **environment: str) -> str:
-    """Run a command to its end, whether good or, with `fails`, bad, and return what it printed."""
+    """Run a command in a process to its end, whether good or, with `fails`, bad, and return what it printed."""
     result = subprocess.run(
         list(map(str, command)),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", **environment},
-        timeout=580,
+        timeout=PATIENCE,
     )
-    assert (result.returncode != 0) == fails, (
-        f"{result.stdout[-3000:]}\n{result.stderr[:3000]}\n...\n{result.stderr[-6000:]}"
-    )
-    return result.stdout + result.stderr
+    assert (result.returncode != 0) == fails, f"{result.stdout[:3000]}\n...\n{result.stdout[-6000:]}"
+    return result.stdout
 
 
-def run(*command: str, offline: Path | None = None, hub: bool = False, fails: bool = False) -> str:
-    """Run one of LeRobot's commands; `offline` is where the actions go, `hub` says that one is running."""
-    script = Path(sys.executable).with_name(command[0])
-    prefix = [sys.executable, "-c", OFFLINE, offline] if offline else [sys.executable]
-    return finish(*prefix, script, *command[1:], fails=fails, HF_HUB_OFFLINE="0" if offline or hub else "1")
+def run(
+    *command: object, code: int = 0, inside: Callable[[], object] | None = None, kill: tuple[str, float] | None = None
+) -> str:
+    """Run a console script of the environment, or another script, in a fork.
 
+    Args:
+        command: the script's name, or its path, and its options.
+        code: what it has to end with, minus the signal where one ends it.
+        inside: is called there first, and may break what it likes.
+        kill: what it prints before it is killed, and how many seconds before.
 
-def run_all(*commands: list[str], fails: bool = False) -> str:
-    """Run commands in one process and return what they print.
-
-    Each is a console script or `-m <module>` with its options.
-    With `fails` the last one has to end in an error.
+    Returns:
+        What it printed.
     """
-    folder = Path(sys.executable).parent
-    lines = [command if command[0] == "-m" else [str(folder / command[0]), *command[1:]] for command in commands]
-    return finish(sys.executable, "-c", RUNNER, json.dumps(lines), fails=fails)
+    with tempfile.NamedTemporaryFile() as log:
+        script, *options = map(str, command)
+        arguments = ([str(SCRIPTS / script), *options], log.name, os.getcwd(), inside)
+        process = FORKS.Process(target=_run, args=arguments)
+        process.start()
+        if kill:
+            while kill[0] not in Path(log.name).read_text(errors="replace") and process.is_alive():
+                time.sleep(0.002)
+            time.sleep(kill[1])
+            process.kill()
+        process.join(PATIENCE)
+        process.kill()
+        process.join()
+        printed = Path(log.name).read_text(errors="replace")
+    assert process.exitcode == code, f"{process.exitcode}: {printed[:3000]}\n...\n{printed[-6000:]}"
+    return printed
+
+
+def _run(argv: list[str], log: str, folder: str, inside: Callable[[], object] | None) -> None:
+    """In the fork."""
+    import torch
+
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    if inside:
+        inside()
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 def write_noise(

@@ -16,6 +16,12 @@ from tests.llavas import MAKES
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: what is left for the end is short, so that no worker waits for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(params=MAKES)
 def make(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -18,9 +18,10 @@ class Demonstrations:
 
     Args:
         root: folder of a data set whose pictures are images, as `deepfusion demos` writes them.
+        text: in the place of every task's own.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, text: str | None = None) -> None:
         data = LeRobotDataset("local/study", root=root)
         self.meta = data.meta
         rows = data.hf_dataset.with_format(None)
@@ -36,7 +37,7 @@ class Demonstrations:
             if key == ACTION or (key.startswith(OBS_PREFIX) and key not in cameras):
                 self.columns[key] = vectors[key][:].float()
         names = {row.task_index: name for name, row in self.meta.tasks.iterrows()}
-        self.tasks = [names[int(index)] for index in vectors["task_index"][:]]
+        self.tasks = [text or names[int(index)] for index in vectors["task_index"][:]]
         episode = vectors["episode_index"][:]
         bounds = torch.tensor([[e["dataset_from_index"], e["dataset_to_index"]] for e in self.meta.episodes])
         self.first, self.end = bounds[episode].unbind(1)

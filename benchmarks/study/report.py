@@ -6,12 +6,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from .arms import ARMS, FAST, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, TASKS
+from .arms import ARMS, CONTROL, FAST, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, STALE, TASKS
 from .results import Row, budget, paired_interval, rate
 
 Key = tuple[str, str, tuple[float, str]]  # task, arm, budget
 # Differences that are told, seed by seed.
-BESIDE = {"kv": "late", "hidden": "late", **{arm: arm.split("_")[0] for arm in FAST}}
+BESIDE = {"kv": "late", "hidden": "late", "wordless": "kv", **{arm: arm.split("_")[0] for arm in FAST}}
+DRAWN = (*HEADLINE_TASKS, "push_stale", "faucet_stale")  # as far as there are rows
+MINUTES = {**{name: task.minutes for name, task in TASKS.items()}, **STALE}  # in which arms are compared
 
 
 def grouped(rows: list[Row]) -> dict[Key, list[Row]]:
@@ -92,9 +94,11 @@ def plots(rows: list[Row], folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     groups = grouped(rows)
+    # Where none of those is there, as in the smoke run, what is.
+    tasks = [task for task in DRAWN if any(key[0] == task for key in groups)] or sorted({key[0] for key in groups})
     for name, draw in (("time", _draw_time), ("samples", _draw_samples), ("parameters", _draw_parameters)):
-        figure, axes = plt.subplots(1, len(HEADLINE_TASKS), figsize=(11, 4.2), sharey=True)
-        for axis, task in zip(axes, HEADLINE_TASKS, strict=True):
+        figure, (axes,) = plt.subplots(1, len(tasks), figsize=(2 + 4 * len(tasks), 4.2), sharey=True, squeeze=False)
+        for axis, task in zip(axes, tasks, strict=True):
             draw(axis, {key: group for key, group in groups.items() if key[0] == task})
             axis.set(title=task, ylim=(-3, 103))
         axes[0].set_ylabel("success, %")
@@ -122,7 +126,7 @@ def _draw_samples(axis: Any, groups: dict[Key, list[Row]]) -> None:
 
 def _curves(axis: Any, points: dict[tuple[str, float], list[Row]], groups: dict[Key, list[Row]]) -> None:
     """The fusions and LeRobot's policies, by arm and place on the x axis, above the line of blind replay."""
-    for index, arm in enumerate((*HEADLINE_ARMS, *PEERS)):
+    for index, arm in enumerate((*HEADLINE_ARMS, *PEERS, CONTROL)):
         at = sorted(x for name, x in points if name == arm)
         shifted = [x * (1 + 0.015 * (index - 1)) for x in at]  # or intervals would hide each other
         _bars(axis, shifted, [rate(points[arm, x]) for x in at], arm, "-o" if arm in HEADLINE_ARMS else "--s")
@@ -132,7 +136,7 @@ def _curves(axis: Any, points: dict[tuple[str, float], list[Row]], groups: dict[
 
 
 def _draw_parameters(axis: Any, groups: dict[Key, list[Row]]) -> None:
-    same = {key: group for key, group in groups.items() if group[0]["minutes"] == TASKS[key[0]].minutes}
+    same = {key: group for key, group in groups.items() if group[0]["minutes"] == MINUTES[key[0]]}
     for (_, arm, _), group in sorted(same.items(), key=lambda item: _order(item[0])):
         _bars(axis, [group[0]["parameters"] / 1e6], [rate(group)], arm, "osD^vP*X"[list(ARMS).index(arm) % 8])
     budgets = {f"{group[0]['minutes']:g}" for group in same.values()}

@@ -28,8 +28,8 @@ from torch.optim import Optimizer
 import lerobot_policy_deepfusion  # noqa: F401
 
 from ..report import machine
-from ..rollouts import blind_replay, controls, successes
-from .arms import ARMS, COMMON, MEDIUM, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
+from ..rollouts import Change, blind_replay, controls, successes, told
+from .arms import ARMS, COMMON, MEDIUM, NO_WORDS, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
 from .data import Demonstrations
 from .peers import byte_words, hide_state, make_peer, peer_config
 from .results import WHERE, write
@@ -137,7 +137,7 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
             {**about, **judged, "environment": name, "successes": blind_replay(folder, name, episodes, first)}
             for name in task.environments
         ]
-    data = Demonstrations(folder)
+    data = Demonstrations(folder, NO_WORDS if arm.wordless else None)
     vlm = out / "vlms" / (PRETRAINED if arm.pretrained else f"random-{run.seed}")
     if not arm.pretrained:
         write_vlm(vlm, run.seed)
@@ -154,7 +154,11 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
             part.save_pretrained(out / "checkpoints" / run.name)
     rows = []
     for index, name in enumerate(task.environments):
-        for control, change in {"": None, **(controls(task.environments, index) if run.controls else {})}.items():
+        as_trained: Change | None = told(NO_WORDS) if arm.wordless else None
+        for control, change in {
+            "": as_trained,
+            **(controls(task.environments, index) if run.controls else {}),
+        }.items():
             won = successes(policy, before, after, name, episodes, first, cameras=task.cameras, change=change)
             rows.append({**about, **judged, "environment": name, "control": control, "successes": won})
     return rows

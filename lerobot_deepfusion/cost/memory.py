@@ -1,34 +1,25 @@
-"""How much memory a model takes, counted from its geometry: no weight is read and no pass is run.
-
-What is held when the forward pass ends is the activations and the context; the backward pass frees the parts, from
-the expert to the vision tower, while their gradients come in. `training_bytes` takes the highest point of that.
+"""How much memory a model takes: weights counted, the rest of a step or a chunk seen on a fake copy (`few_layers`).
 
 Not in it: the CUDA context (0.5 to 1 GB), the allocator's fragmentation, cuBLAS workspaces, the batch itself and the
-temporaries of one operation.
+temporaries of one operation. The kernels are a CPU's: on a GPU attention with a mask repeats grouped keys and values
+for every query head (`attend`), and each layer of the expert keeps those.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from ..network.lockstep import DeepFusionModel
-from ..network.part_names import EXPERT, PARTS, PROJECTOR, TEXT, VISION, part_of
+from ..network.part_names import PARTS, TEXT, part_of
 from ..training.adapters import LORA_TARGETS
-from .activations import (
-    FLOAT32,
-    Precision,
-    Stream,
-    Workload,
-    context_bytes,
-    expert_stream,
-    key_value_bytes,
-    projector_stream,
-    text_stream,
-    vision_stream,
-)
+from .fake_step import Setting, Workload
+from .few_layers import peak_bytes
+
+FLOAT32, BFLOAT16 = 4, 2
+
 
 # --- parameters -------------------------------------------------------------------------------------------
 
@@ -46,17 +37,13 @@ def parameters(model: nn.Module, trained: bool | None = None) -> dict[str, int]:
     return counts
 
 
-def matrix_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters of each part that autocast casts: those of linear and convolutional layers, no embeddings."""
-    counts = dict.fromkeys(PARTS, 0)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            counts[part_of(name)] += sum(parameter.numel() for parameter in module.parameters())
-    return counts
+def trained_parts(model: nn.Module) -> set[str]:
+    """The parts of which something is trained."""
+    return {part for part, count in parameters(model, trained=True).items() if count}
 
 
 def modulation_parameters(model: DeepFusionModel) -> int:
-    """Parameters of the time modulations, which run before the layers and are not recomputed with them."""
+    """Parameters of the time modulations, which run once a chunk, before the layers."""
     return sum(p.numel() for name, p in model.expert.named_parameters() if ".modulation." in name)
 
 
@@ -71,109 +58,66 @@ def lora_parameters(model: nn.Module, rank: int) -> dict[str, int]:
     return counts
 
 
+# --- what the expert reads --------------------------------------------------------------------------------
+
+
+def key_value_bytes(model: DeepFusionModel, load: Workload, half: bool) -> int:
+    """Keys and values of the prefix that the expert reads while it acts: of each VLM layer read, or its own.
+
+    `half` is bfloat16 autocast, in which a text model that is not frozen still rotates its keys in float32.
+    """
+    config: Any = model.expert.backbone.config
+    sources = model.perception.sources
+    layers = len(set(sources)) if model.perception.fusion == "kv" else len(sources)
+    numbers = load.batch * load.prefix(model) * config.num_key_value_heads * config.head_dim
+    return layers * numbers * (_residual(model, half) + (BFLOAT16 if half else FLOAT32))
+
+
+def context_bytes(model: DeepFusionModel, load: Workload, half: bool) -> int:
+    """What the VLM leaves for the expert: keys and values, or hidden states (under `late` the same for all)."""
+    if model.perception.fusion == "kv":
+        return key_value_bytes(model, load, half)
+    states = 1 if model.perception.fusion == "late" else len(set(model.perception.sources))
+    width = model.perception.config.text_config.hidden_size
+    return states * load.batch * load.prefix(model) * width * _residual(model, half)
+
+
+def _residual(model: DeepFusionModel, half: bool) -> int:
+    """Bytes of an element of the text model's residual stream, which has the precision of its weights."""
+    return BFLOAT16 if half and TEXT not in trained_parts(model) else FLOAT32
+
+
 # --- totals -----------------------------------------------------------------------------------------------
 
 
-def acting_bytes(model: DeepFusionModel, load: Workload, precision: Precision) -> int:
-    """Peak of one chunk: weights, the expert's context and the largest layer at work.
-
-    Under autocast weights that require gradients keep their bfloat16 copy until the chunk is there.
-    """
-    trained = parameters(model, trained=True)
-    total = sum(trained.values())
-    weights = total * FLOAT32 + sum(parameters(model, trained=False).values()) * precision.frozen
-    if precision.compute != FLOAT32:
-        matrices = matrix_parameters(model)
-        weights += precision.compute * sum(matrices[part] for part in PARTS if trained[part])
-    context = context_bytes(model, load, precision)
-    if model.perception.fusion != "kv":
-        context += key_value_bytes(model, load, precision)
-    streams = (build(model, load, precision) for build in (vision_stream, text_stream, expert_stream))
-    return weights + context + max(stream.recomputed(True) for stream in streams)
-
-
-def activations(
-    model: DeepFusionModel, load: Workload, precision: Precision, trained: set[str], rank: int = 0
-) -> dict[str, Stream]:
-    """Streams of the parts that the backward pass goes through, in its order."""
-    streams = {}
-    if EXPERT in trained:
-        streams[EXPERT] = expert_stream(model, load, precision)
-    if TEXT in trained:
-        streams[TEXT] = text_stream(model, load, precision, rank)
-    if PROJECTOR in trained:
-        streams[PROJECTOR] = projector_stream(model, load, precision)
-    if VISION in trained:
-        streams[VISION] = vision_stream(model, load, precision)
-    return streams
+def acting_bytes(model: DeepFusionModel, load: Workload, half: bool) -> int:
+    """Peak of one chunk, weights among it: what requires gradients in float32, the rest in bfloat16 with `half`."""
+    trained, frozen = (sum(parameters(model, trained=flag).values()) for flag in (True, False))
+    setting = Setting(half, frozenset(trained_parts(model)), acting=True)
+    return _weights(trained, frozen, half) + peak_bytes(model, load, setting)
 
 
 def training_bytes(
-    model: DeepFusionModel,
-    load: Workload,
-    precision: Precision,
-    trained: set[str],
-    checkpointing: bool,
-    rank: int = 0,
+    model: DeepFusionModel, load: Workload, half: bool, trained: set[str], checkpointing: bool, rank: int = 0
 ) -> int:
     """Peak of one training step with fused AdamW, which needs no copy of the weights, from its second step on.
 
     Args:
-        model: real, or on the meta device.
+        model: real, or on the meta device; neither touched nor copied.
         load: of one step.
-        precision: of the elements.
+        half: bfloat16 autocast, with frozen weights in bfloat16 too.
         trained: the parts that are trained; with LoRA, those that have adapters.
         checkpointing: gradient checkpointing of the trained parts.
         rank: of LoRA in place of the parts' own weights, or 0.
     """
     whole = parameters(model)
-    counts = lora_parameters(model, rank) if rank else {part: whole[part] for part in trained}
-    total = sum(counts.values())
+    total = sum(lora_parameters(model, rank).values() if rank else (whole[part] for part in trained))
     # PEFT leaves in place the weights that it adapts, or trains a copy of.
     frozen = sum(whole.values()) - (0 if rank else total)
-    streams = activations(model, load, precision, trained, rank)
-    casts = dict.fromkeys(streams, 0)
-    if precision.compute != FLOAT32:  # of float32 weights; frozen ones have no need
-        casts = {
-            part: precision.compute * count for part, count in (counts if rank else matrix_parameters(model)).items()
-        }
-    if checkpointing and casts.get(EXPERT):  # of the modulations autograd saves the cast weights all the same
-        outside = precision.compute * modulation_parameters(model)
-        casts[EXPERT] -= outside
-        streams[EXPERT] = replace(streams[EXPERT], ends=streams[EXPERT].ends + outside)
-    gradients = {part: FLOAT32 * counts[part] for part in streams}
-    context = context_bytes(model, load, precision)
-    # The step itself needs the gradients alone, which are all there when the backward pass ends.
-    backward = _backward_peak(streams, gradients, casts, context, checkpointing)
-    return frozen * precision.frozen + total * 3 * FLOAT32 + backward
+    # The optimizer's step needs the gradients alone, which are all there when the backward pass ends.
+    step = peak_bytes(model, load, Setting(half, frozenset(trained), checkpointing, rank))
+    return _weights(total, frozen, half) + 2 * FLOAT32 * total + step
 
 
-def _backward_peak(
-    streams: dict[str, Stream],
-    gradients: dict[str, int],
-    casts: dict[str, int],
-    context: int,
-    checkpointing: bool,
-) -> int:
-    """Most bytes of activations, context, cast weights and gradients at once, between forward pass and step.
-
-    Autograd saves the cast weights; those of checkpointed layers live in autocast's cache until the forward pass
-    ends, and then in the layer that is recomputed.
-    """
-    held, live, forward = {}, {}, 0
-    for part, stream in streams.items():
-        held[part], live[part] = stream.held(checkpointing), stream.recomputed(checkpointing)
-        if live[part]:
-            forward += casts[part]
-            live[part] += casts[part] // len(stream.layers)
-        else:
-            held[part] += casts[part]
-    held[TEXT if TEXT in held else EXPERT] += context
-    peak, arrived = forward + sum(held.values()), 0
-    for part in streams:
-        # The gradient of the context is there, whole, between expert and text model.
-        peak = max(peak, arrived + sum(held.values()) + live[part] + (context if part == TEXT else 0))
-        del held[part]
-        arrived += gradients[part]
-        peak = max(peak, arrived + sum(held.values()) + live[part])
-    return peak
+def _weights(trained: int, frozen: int, half: bool) -> int:
+    return FLOAT32 * trained + (BFLOAT16 if half else FLOAT32) * frozen

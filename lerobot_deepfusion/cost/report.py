@@ -8,14 +8,15 @@ from ..configuration_deepfusion import DeepFusionConfig
 from ..llava.geometry import context_window
 from ..network.fusion import vlm_layers_needed
 from ..network.lockstep import DeepFusionModel
+from ..network.part_names import EXPERT, PARTS, TEXT, VISION
 from . import memory
 
 # Ways to train: what is trained, and whether by LoRA.
 WAYS: tuple[tuple[str, set[str], bool], ...] = (
-    ("LoRA", {memory.TEXT, memory.EXPERT}, True),
-    ("the expert", {memory.EXPERT}, False),
-    ("all but the vision tower", set(memory.PARTS) - {memory.VISION}, False),
-    ("everything", set(memory.PARTS), False),
+    ("LoRA", {TEXT, EXPERT}, True),
+    ("the expert", {EXPERT}, False),
+    ("all but the vision tower", set(PARTS) - {VISION}, False),
+    ("everything", set(PARTS), False),
 )
 
 
@@ -28,16 +29,16 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
     """
     size, tokens = model.perception.config.vision_config.image_size, model.perception.image_tokens
     trained, frozen = (memory.parameters(model, trained=flag) for flag in (True, False))
-    load, precision = _load(config, 1), _precision(config, _trained(model))
+    load, half = _load(config, 1), config.dtype == "bfloat16"
     lengths = (
         f"{config.tokenizer_max_length} tokens; {load.prefix(model)} with the images, "
         f"of at most {context_window(model.perception.config)}"
     )
     prompt = "the VLM's chat template" if config.vlm_config is None else repr(config.vlm_config["prompt"])
     cameras = [f"{camera}: {size} x {size} pixels, {tokens} tokens" for camera in config.cameras]
-    keys = f"keys and values {_size(memory.key_value_bytes(model, load, precision))}"
+    keys = f"keys and values {_size(memory.key_value_bytes(model, load, half))}"
     if config.fusion != "kv":
-        keys = f"hidden states {_size(memory.context_bytes(model, load, precision))}, projected to {keys}"
+        keys = f"hidden states {_size(memory.context_bytes(model, load, half))}, projected to {keys}"
     rows = [
         ("VLM", [config.vlm_path]),
         ("cameras", cameras),
@@ -49,7 +50,7 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
         ("expert", [_expert(config, model)]),
         ("context", [f"{keys} an observation"]),
         ("weights", [f"{'':12} {'trained':>9} {'frozen':>9}"]),
-        ("", [f"{part:12} {_count(trained[part]):>9} {_count(frozen[part]):>9}" for part in memory.PARTS]),
+        ("", [f"{part:12} {_count(trained[part]):>9} {_count(frozen[part]):>9}" for part in PARTS]),
         ("", [f"{'total':12} {_count(sum(trained.values())):>9} {_count(sum(frozen.values())):>9}"]),
     ]
     lines = ["deepfusion"]
@@ -67,8 +68,8 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
         batch_size: observations in one training step.
         rank: of LoRA.
     """
-    load = _load(config, batch_size, config.num_flow_samples)
-    acting = _size(memory.acting_bytes(model, _load(config, 1), _precision(config, _trained(model))))
+    load, half = _load(config, batch_size, config.num_flow_samples), config.dtype == "bfloat16"
+    acting = _size(memory.acting_bytes(model, _load(config, 1), half))
     lines = [
         f"  memory   {config.dtype}; estimated, without the CUDA context; * as configured",
         f"           {'act, 1 observation':45}{acting:>10}",
@@ -78,10 +79,9 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
     for name, parts, by_lora in WAYS:
         lora_rank = rank if by_lora else 0
         counts = memory.lora_parameters(model, rank) if lora_rank else memory.parameters(model)
-        precision = _precision(config, set() if by_lora else parts)
-        chosen = _trained(model) == (set() if by_lora else parts)
+        chosen = memory.trained_parts(model) == (set() if by_lora else parts)
         cells = [
-            _size(memory.training_bytes(model, load, precision, parts, checkpointing, lora_rank))
+            _size(memory.training_bytes(model, load, half, parts, checkpointing, lora_rank))
             + (" *" if chosen and checkpointing == config.gradient_checkpointing else "  ")
             for checkpointing in (False, True)
         ]
@@ -93,16 +93,6 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
 
 def _load(config: DeepFusionConfig, batch: int, samples: int = 1) -> memory.Workload:
     return memory.Workload(batch, len(config.cameras), config.tokenizer_max_length, config.chunk_size, samples)
-
-
-def _precision(config: DeepFusionConfig, trained: set[str]) -> memory.Precision:
-    # Under autocast the policy keeps frozen weights in bfloat16 too.
-    size = 2 if config.dtype == "bfloat16" else memory.FLOAT32
-    return memory.Precision(size, size, text_frozen=memory.TEXT not in trained)
-
-
-def _trained(model: DeepFusionModel) -> set[str]:
-    return {part for part, count in memory.parameters(model, trained=True).items() if count}
 
 
 def _dimensions(feature: PolicyFeature | None, padded: int) -> str:

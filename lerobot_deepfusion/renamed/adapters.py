@@ -2,7 +2,7 @@
 
 import sys
 
-from lerobot_deepfusion.cli import renamed
+from lerobot_deepfusion.renamed import renamed
 
 if __name__ == "__main__":
     renamed(sys.argv.pop(1) if len(sys.argv) > 1 else "--help")()

@@ -1,1 +1,1 @@
-"""The policy at work for a robot elsewhere."""
+"""The policy at work for a robot elsewhere: LeRobot's asynchronous inference, safe to leave running in a network."""

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import mujoco
 import numpy as np
 from gymnasium import spaces
 from lerobot.envs.metaworld import TASK_DESCRIPTIONS, MetaworldEnv
 from metaworld import MT1
-from mujoco import mj_name2id, mjtObj
+
+from . import one_faucet
 
 # Frames are rendered twice as large and averaged: on a software renderer, which spends its time on the
 # robot's 67,000 faces and not on pixels, this costs less than multisampling (27 against 39 ms a frame).
@@ -18,11 +20,19 @@ SUPERSAMPLING = 2
 UPSIDE_DOWN = ("corner", "corner2", "corner3")  # the cameras that Meta-World mounts that way
 
 
+def sentence(task: str) -> str:
+    """The instruction of a task; KeyError if there is none of that name."""
+    _, known_as = one_faucet.TASKS.get(task, (None, task))
+    return TASK_DESCRIPTIONS[known_as]
+
+
 class FastMetaworld(MetaworldEnv):
     """LeRobot's `MetaworldEnv` with a small picture without shadows, rendered once a step.
 
     Args:
-        task: a Meta-World v3 task such as `push-v3`.
+        task: a Meta-World v3 task such as `push-v3`, or one of `one_faucet`.
+        goal_markers: whether the picture shows what Meta-World marks: goals, and places on things. `one_faucet`'s
+            tasks have no markers.
         episode_length: steps until an episode is cut off.
         cameras: names of Meta-World's cameras; with one, `pixels` is its picture, with several a dict of them.
         kwargs: `observation_width` and `observation_height` in pixels, and what LeRobot's takes.
@@ -35,12 +45,23 @@ class FastMetaworld(MetaworldEnv):
     observation_space: spaces.Dict
 
     def __init__(
-        self, task: str, episode_length: int = 500, cameras: tuple[str, ...] = ("corner2",), **kwargs: Any
+        self,
+        task: str,
+        episode_length: int = 500,
+        cameras: tuple[str, ...] = ("corner2",),
+        goal_markers: bool = True,
+        **kwargs: Any,
     ) -> None:
-        if task.removeprefix("metaworld-") not in TASK_DESCRIPTIONS:
-            raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(sorted(TASK_DESCRIPTIONS))}")
-        super().__init__(task, camera_name=cameras[0], **kwargs)
+        name = task.removeprefix("metaworld-")
+        self._simulator: Any
+        self._simulator, self._known_as = one_faucet.TASKS.get(name, (None, name))
+        if self._known_as not in TASK_DESCRIPTIONS:
+            known = sorted([*TASK_DESCRIPTIONS, *one_faucet.TASKS])
+            raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(known)}")
+        super().__init__(self._known_as, camera_name=cameras[0], **kwargs)
+        self.task = name
         self.cameras = cameras
+        self._markers = goal_markers and self._simulator is None
         if len(cameras) > 1:
             picture = self.observation_space["pixels"]
             self.observation_space = spaces.Dict(
@@ -58,8 +79,9 @@ class FastMetaworld(MetaworldEnv):
         # first used.
         if self._env is not None:
             return
-        mt1 = MT1(self.task, seed=42)
-        env = mt1.train_classes[self.task](
+        mt1 = MT1(self._known_as, seed=42)
+        simulator = self._simulator or mt1.train_classes[self._known_as]
+        env = simulator(
             render_mode=self.render_mode,
             camera_name=self.camera_name,
             width=SUPERSAMPLING * self.observation_width,
@@ -67,6 +89,8 @@ class FastMetaworld(MetaworldEnv):
         )
         env.model.vis.quality.shadowsize = 0
         env.model.vis.quality.offsamples = 0
+        if not self._markers:
+            hide_markers(env.model)
         env.set_task(mt1.train_tasks[0])
         env.model.cam_pos[2] = [0.75, 0.075, 0.7]  # corner2, nearer to the table
         env.reset()
@@ -108,7 +132,7 @@ class FastMetaworld(MetaworldEnv):
             # Another simulator of this process may have rendered since, and MuJoCo draws into whichever OpenGL
             # context is current: black, once that other one is closed.
             renderer.viewer.make_context_current()
-        renderer.camera_id = mj_name2id(self._env.model, mjtObj.mjOBJ_CAMERA, camera)
+        renderer.camera_id = mujoco.mj_name2id(self._env.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         image = renderer.render("rgb_array")
         return np.flip(image, (0, 1)) if camera in UPSIDE_DOWN else image
 
@@ -126,12 +150,26 @@ class FastMetaworld(MetaworldEnv):
         if not self._pictures:
             self._seen = dict.fromkeys(self.cameras)
         elif self._steps % self._look_every == 0:
+            if self._steps == 0:
+                # Meta-World's reset draws places twice, and returns before the simulator carries the second ones
+                # forward: the picture would show markers, and some things, where they were put first and are not, as
+                # LeRobot's does. A forward step changes only what follows from the state, and so nothing to come.
+                mujoco.mj_forward(self._env.model, self._env.data)
             frames = {camera: self._picture(camera) for camera in self.cameras}
             self._frame = frames[self.cameras[0]]
             self._seen = {camera: shrink(frame, SUPERSAMPLING) for camera, frame in frames.items()}
         pixels = self._seen if len(self.cameras) > 1 else self._seen[self.cameras[0]]
         observation = {"pixels": pixels, "agent_pos": raw_obs[:4]}
         return {key: observation[key] for key in self.observation_space.spaces}
+
+
+def hide_markers(model: mujoco.MjModel) -> None:
+    """Draw no sites, which is how Meta-World marks goals, and places on things.
+
+    They touch nothing, so nothing that happens changes. No rule says which of them a task calls its goal: `push-v3`
+    marks its own in one, `coffee-push-v3` in two of which it names the other one. So all go.
+    """
+    model.site_group[:] = mujoco.mjNGROUP - 1  # renderers draw the first three groups
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:

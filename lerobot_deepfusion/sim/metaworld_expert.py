@@ -24,10 +24,12 @@ class MetaworldExpert:
 
     robot_type = "sawyer"
 
-    def __init__(self, task: str, size: int, noise: float, cameras: str) -> None:
+    def __init__(self, task: str, size: int, noise: float, cameras: str, goal_markers: bool = True) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: workers, not threads
-        config = MetaworldFastEnv(observation_size=size, episode_length=EPISODE_LENGTH, cameras=cameras)
+        config = MetaworldFastEnv(
+            observation_size=size, episode_length=EPISODE_LENGTH, cameras=cameras, goal_markers=goal_markers
+        )
         # Meta-World's reset depends, in the last digits, on what came before; so the try-out has a simulator
         # of its own, and the one that is recorded sees what an evaluated one sees.
         self.env: Any = config.make(task)

@@ -2,8 +2,9 @@
 
 LeRobot's `metaworld` always renders 480 x 480 with 4096-pixel shadow maps, which is nearly all of an
 episode's time on a CPU. This environment is a subclass of it: same physics, camera, seeds, observation keys
-and task sentences. Only the picture is smaller and has no shadows, and episodes end after `episode_length`
-steps, which LeRobot's environment ignores.
+and task sentences. Only the picture is smaller and has no shadows, the one that `reset` returns shows the state
+(LeRobot's shows markers, and some things, where this episode does not have them), and episodes end after
+`episode_length` steps, which LeRobot's environment ignores.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ class MetaworldFastEnv(MetaworldEnv):
 
     Attributes:
         task: one Meta-World v3 task, a comma-separated list, or a difficulty (`easy`, `medium`, `hard`,
-            `very_hard`), as for LeRobot's `metaworld`.
+            `very_hard`), as for LeRobot's `metaworld`; or `one-faucet-open` and `one-faucet-close`, one scene in
+            which only the instruction says which way to turn.
         episode_length: steps until an episode counts as failed.
         observation_size: width and height of the frames, pixels.
         cameras: one of `CAMERAS`, which policies see as `observation.image`, or a comma-separated list, which they
             see as `observation.images.<name>`.
+        goal_markers: whether pictures show Meta-World's markers, which give goals away.
     """
 
     task: str = "push-v3"
     episode_length: int = 150
     observation_size: int = 96
     cameras: str = "corner2"
+    goal_markers: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +75,7 @@ class MetaworldFastEnv(MetaworldEnv):
             "observation_height": self.observation_size,
             "episode_length": self.episode_length,
             "cameras": self.camera_names,
+            "goal_markers": self.goal_markers,
         }
 
     def make(self, task: str) -> gym.Env:

@@ -35,6 +35,7 @@ class Recipe:
     seed: int
     noise: float
     cameras: str = ""
+    goal_markers: bool = True
 
     def parts(self) -> Iterator[Part]:
         """The parts in order; each has its own range of seeds."""
@@ -73,7 +74,14 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
     datasets.disable_progress_bars()  # one for each episode, over the one that counts episodes
     root = folder / f"{part.name}.partial"
     shutil.rmtree(root, ignore_errors=True)
-    expert = experts.make(recipe.simulator, part.task, size=recipe.size, noise=recipe.noise, cameras=recipe.cameras)
+    expert = experts.make(
+        recipe.simulator,
+        part.task,
+        size=recipe.size,
+        noise=recipe.noise,
+        cameras=recipe.cameras,
+        goal_markers=recipe.goal_markers,
+    )
     data = LeRobotDataset.create(
         f"local/{part.name}",
         fps=expert.fps,

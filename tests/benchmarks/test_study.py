@@ -29,10 +29,12 @@ from benchmarks.study.arms import (
     HEADLINE_ARMS,
     MEDIUM,
     MORE_SEEDS,
+    NO_WORDS,
     PEERS,
     REPLAY,
     SEEDS,
     SMOKE,
+    STALE,
     TASKS,
     Run,
     plan,
@@ -101,7 +103,7 @@ def test_every_arm_trains(name: str, folder: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data, arm = Demonstrations(folder), ARMS[name]
     write_vlm(tmp_path / "vlm", 0)
-    policy, before, _ = build(arm, TASKS["faucet"], data, tmp_path / "vlm")
+    policy, before, _ = build(arm, TASKS["one_faucet"], data, tmp_path / "vlm")
     old = {key: value.clone() for key, value in policy.named_parameters()}
     if name == "copied":
         expert = policy.model.expert.backbone.layers[0].state_dict()
@@ -177,7 +179,8 @@ def test_page_has_the_tables_of_the_results(capsys: pytest.CaptureFixture) -> No
     printed = [line for line in capsys.readouterr().out.splitlines() if line]
     assert len(printed) > 60
     assert [line for line in printed if line not in page] == []
-    planned, done = {run.name for run in plan()}, {row["run"] for row in rows}
+    assert {row["task"] for row in rows} <= {*TASKS, *STALE}
+    planned, done = {run.name for run in plan()}, {row["run"] for row in rows if row["task"] not in STALE}
     assert done <= planned
     missing = f"{len(planned - done)} of the {len(planned)} planned runs are missing"
     assert (missing in page) == (done < planned)
@@ -192,10 +195,10 @@ def test_plan_is_balanced() -> None:
     """Every headline arm has every seed, and no arm always runs beside the same other one."""
     runs = list(plan())
     assert len({run.name for run in runs}) == len(runs)
-    for task in ("push", "faucet"):
+    for task in ("push", "one_faucet"):
         for arm in HEADLINE_ARMS:
             seeds = {run.seed for run in runs if (run.task, run.arm, run.minutes) == (task, arm, TASKS[task].minutes)}
-            assert seeds == {*SEEDS, *(MORE_SEEDS if task == "faucet" else ())}
+            assert seeds == {*SEEDS, *(MORE_SEEDS if task == "one_faucet" else ())}
     assert {run.arm for run in runs} == set(ARMS)
     assert sum(run.minutes for run in runs) / 60 < 10
     assert all(len({run.minutes for run in runs if run.arm == arm}) == 2 for arm in PEERS)
@@ -220,7 +223,7 @@ def test_pace(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 def test_controls_change_what_they_say() -> None:
     observation = {"observation.images.a": torch.ones(2, 3, 4, 4), "observation.state": torch.ones(2, 4)}
     observation["task"] = ["x"] * 2
-    changes = controls(TASKS["faucet"].environments, 0)
+    changes = controls(TASKS["one_faucet"].environments, 0)
     blind, misled = changes["black images"](observation), changes["other text"](observation)
     assert not blind["observation.images.a"].any()
     assert blind["observation.state"].all()
@@ -228,6 +231,37 @@ def test_controls_change_what_they_say() -> None:
     assert misled["observation.images.a"].all()
     assert observation["task"] == ["x"] * 2
     assert controls(TASKS["push"].environments, 0).keys() == {"black images"}
+
+
+def test_wordless_is_told_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training and when it is judged: one text for all; the pictures, states and actions stay what they are."""
+    worded, wordless = Demonstrations(folder), Demonstrations(folder, NO_WORDS)
+    config = make_policy_config("deepfusion", vlm_path="tiny", chunk_size=8, n_action_steps=4)
+    with_words, without = (data.batch(torch.arange(FRAMES), config) for data in (worded, wordless))
+    assert {*without.pop("task")} == {NO_WORDS}
+    assert {*with_words.pop("task")} == {"open", "close"}
+    assert all(torch.equal(without[key], value) for key, value in with_words.items())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "one_faucet").symlink_to(folder)
+    heard: dict[tuple[str, str], list[str]] = {}
+
+    def judge(policy, before, after, task, *_, change=None, **__) -> int:
+        observation = {"task": [task]}
+        heard[policy.arm, task] = (change(observation) if change else observation)["task"]
+        return 1
+
+    def learn(policy, before, data, run) -> dict:
+        policy.arm = run.arm
+        assert {*data.tasks} == ({NO_WORDS} if run.arm == "wordless" else {"open", "close"})
+        return {}
+
+    monkeypatch.setattr("benchmarks.study.run.successes", judge)
+    monkeypatch.setattr("benchmarks.study.run.train", learn)
+    for arm in ("wordless", "kv"):
+        execute(Run("one_faucet", arm, 1), tmp_path, 1, 0)
+    for task in TASKS["one_faucet"].environments:
+        assert heard["wordless", task] == [NO_WORDS]
+        assert heard["kv", task] == [task]
 
 
 def row(run: str, **values) -> dict:

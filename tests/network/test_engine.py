@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.shapes import VOCABULARY, make_inputs, shape_of
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.utils.constants import OBS_STATE
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.arms import DeepFusion
+from benchmarks.speed.shapes import VOCABULARY, make_inputs, shape_of
 from tests.policies import make
 
 SHAPE = shape_of("S256")

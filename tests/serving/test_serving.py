@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from lerobot.async_inference.configs import PolicyServerConfig, RobotClientConfig
+from lerobot.async_inference.configs import RobotClientConfig
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.factory import make_pre_post_processors
@@ -32,18 +31,18 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.rollout.inference import rtc
 from lerobot.rollout.robot_wrapper import ThreadSafeRobot
-from lerobot.transport import services_pb2, services_pb2_grpc
+from lerobot.transport import services_pb2
 from lerobot.utils.feature_utils import build_dataset_frame, hw_to_dataset_features
 from torch import Tensor
 
-import lerobot_policy_deepfusion  # noqa: F401  # registers the policy, as the command does
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
-from lerobot_deepfusion.serving.policy_server import check_robot
-from tests.commands import ROOT
+from lerobot_deepfusion.serving.robot_check import check_robot
+from tests.commands import ROOT, finish
 from tests.policies import STATS, make_config
-from tests.serving import fake_robot
-from tests.serving.fake_robot import FRAME, JOINTS, FakeRobot, FakeRobotConfig
+from tests.serving import fakerobot
+from tests.serving.fakerobot import FRAME, JOINTS, FakeRobot, FakeRobotConfig
+from tests.serving.served import running
 
 TASK = "push the puck"
 STATE, CAMERA = "observation.state", "observation.images.front"
@@ -83,17 +82,10 @@ def load(checkpoint: Path) -> tuple[DeepFusionPolicy, Any, Any]:
 
 
 @pytest.fixture
-def address() -> Iterator[str]:
+def address(alone: None) -> Iterator[str]:
     """A server on a free port, in this process."""
-    from lerobot_deepfusion.serving.policy_server import server_class
-
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-    servicer = server_class()(PolicyServerConfig(inference_latency=0))  # no sleep up to a latency
-    services_pb2_grpc.add_AsyncInferenceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(grace=None).wait()
+    with running() as service:
+        yield service.address
 
 
 def connect(address: str, checkpoint: Path, **robot: Any) -> Any:
@@ -148,7 +140,7 @@ def test_served_chunk_equals_the_policy(address: str, checkpoint: Path, record_p
 @pytest.mark.parametrize(
     ("robot", "state", "message"),
     [
-        ({"camera": "top"}, fake_robot.STATE, r"sends the cameras \['observation.images.top'\].*--robot.cameras"),
+        ({"camera": "top"}, fakerobot.STATE, r"sends the cameras \['observation.images.top'\].*--robot.cameras"),
         ({}, JOINTS, r"sends a state of 3 values \['shoulder.pos', .*expects 4"),
     ],
 )
@@ -156,7 +148,7 @@ def test_another_robot_is_turned_away(
     address: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, robot: dict, state: tuple, message: str
 ) -> None:
     """The call that loads the policy fails with the text, and LeRobot's client stops."""
-    monkeypatch.setattr(fake_robot, "STATE", state)
+    monkeypatch.setattr(fakerobot, "STATE", state)
     client = connect(address, checkpoint, **robot)
     assert not client.start()
     with pytest.raises(grpc.RpcError, match=message):
@@ -167,18 +159,19 @@ def test_another_robot_is_turned_away(
 @pytest.mark.parametrize(("size", "fits"), [((720, 1280), True), ((360, 640), True), ((480, 640), False)])
 def test_pictures_of_a_robot_are_not_stretched(checkpoint: Path, size: tuple[int, int], fits: bool) -> None:
     """LeRobot's server would, before the policy sees them."""
-    features = {STATE: {"names": [*fake_robot.STATE]}, CAMERA: {"shape": (*size, 3)}}
+    features = {STATE: {"names": [*fakerobot.STATE]}, CAMERA: {"shape": (*size, 3)}}
     with nullcontext() if fits else pytest.raises(ValueError, match=r"480 x 640 pixels.*trained on 720 x 1280"):
         check_robot(features, PreTrainedConfig.from_pretrained(checkpoint))
 
 
 @pytest.mark.slow
 def test_server_command_serves(checkpoint: Path) -> None:
-    """`deepfusion serve`, a process of its own."""
+    """`deepfusion serve` for other machines, a process of its own, until SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("deepfusion"), "serve", f"--port={port}"]
+    options = ["--host=0.0.0.0", f"--port={port}", f"--policy={checkpoint}", "--inference_latency=0", "--fps=10"]
+    command = [Path(sys.executable).with_name("deepfusion"), "serve", *options]
     with Path("server.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             client = connect(f"127.0.0.1:{port}", checkpoint)
@@ -186,8 +179,15 @@ def test_server_command_serves(checkpoint: Path) -> None:
             assert client.start(), Path("server.log").read_text()
             assert next_chunk(client).isfinite().all()
             client.stop()
+            again = finish(*command, fails=True)  # gRPC would share the port, and each client get either
+            assert again.splitlines()[-1].startswith("deepfusion serve: Failed to bind to address")
+            server.terminate()
+            assert server.wait(60) == 0
         finally:
             server.kill()
+    log_text = Path("server.log").read_text()
+    for line in ("--host=0.0.0.0 without TLS", f"Serving {checkpoint} on 0.0.0.0:{port}, without TLS", "Stopping"):
+        assert line in log_text
 
 
 # --- real-time chunking -----------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def rollout_options(checkpoint: Path, plugins: Path, *more: str) -> list[str]:
     """Options of the command, and the fake robot as an installed distribution, as LeRobot finds robots."""
     (plugins / "lerobot_robot_fake-0.dist-info").mkdir(parents=True)
     (plugins / "lerobot_robot_fake-0.dist-info/METADATA").write_text("Name: lerobot_robot_fake\nVersion: 0\n")
-    (plugins / "lerobot_robot_fake.py").write_text("import tests.serving.fake_robot\n")
+    (plugins / "lerobot_robot_fake.py").write_text("import tests.serving.fakerobot\n")
     robot = ["--robot.type=fake", "--robot.record=sent.json", "--robot.calibration_dir=calibration"]
     common = [f"--policy.path={checkpoint}", f"--task={TASK}", "--fps=10", "--return_to_initial_position=false"]
     return [*robot, *common, *more]

@@ -1,19 +1,18 @@
 """Kills, full disks, damaged files, chance and long use: what is promised when things go wrong.
 
-`lerobot-train` runs in forks of one process that has imported LeRobot (`forked_train.py`).
+What breaks a run is in `breakage.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
-import json
 import os
 import random
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,43 +26,28 @@ from lerobot_deepfusion.inputs import damaged_files
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.storage import recovery
-from tests.commands import ROOT, TINY_YAML, write_noise
+from tests.commands import SCRIPTS, TINY_YAML, finish, run, write_noise
 from tests.policies import STATS, make_batch, make_config
+from tests.storage import breakage
 
 STEPS = 8  # of 12 in an epoch: LeRobot 0.6.1 resumes in a later epoch with the order of the first
 
 
 class Trainer:
-    """Runs `lerobot-train` in forks of one process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.storage.forked_train"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"},
-        )
-        self.dataset = write_noise(folder / "data", ("image",), 2, 2)
-        self.fresh = [f"--config_path={TINY_YAML}", *self.dataset, *self.options]
-        self.losses = self.folder / "losses"
+    """Runs `lerobot-train` on a data set of noise; the losses of the last run's steps are in `steps`."""
 
     options = ["--num_workers=0", "--log_freq=1", "--save_freq=2", "--batch_size=2", f"--steps={STEPS}"]
 
-    def run(self, *argv: str, code: int = 0, **fault: object) -> str:
-        """The log of a run that ends with `code`; the losses of its steps are in `self.steps`."""
-        log = self.folder / "log"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.losses = folder, folder / "losses"
+        self.dataset = write_noise(folder / "data", ("image",), 2, 2)
+        self.fresh = [f"--config_path={TINY_YAML}", *self.dataset, *self.options]
+
+    def run(self, *argv: str, code: int = 0, kill: tuple[str, float] | None = None, **broken: object) -> str:
+        """What a run printed that ends with `code`; `broken` as in `breakage.prepare`."""
         self.losses.unlink(missing_ok=True)
-        order = {"argv": argv, "log": str(log), "losses": str(self.losses), **fault}
-        self.server.stdin.write(json.dumps(order) + "\n")
-        self.server.stdin.flush()
-        answer = self.server.stdout.readline().strip()
-        text = log.read_text(errors="replace")
-        assert answer == str(code), f"{answer}: {text[-3000:]}"
-        return text
+        inside = functools.partial(breakage.prepare, self.losses, **broken)
+        return run("lerobot-train", *argv, code=code, inside=inside, kill=kill)
 
     @property
     def steps(self) -> list[float]:
@@ -71,11 +55,8 @@ class Trainer:
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
-    trainer = Trainer(tmp_path_factory.mktemp("faults"))
-    yield trainer
-    trainer.server.stdin.close()
-    trainer.server.wait(timeout=60)
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    return Trainer(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +110,11 @@ def test_killed_inside_a_checkpoint(
 def test_killed_at_random(trainer: Trainer, undisturbed: tuple, tmp_path: Path, capsys, seed: int) -> None:
     """A run killed at any moment resumes, with the losses of an undisturbed run to the bit."""
     moment = random.Random(seed)
-    kill = (moment.randint(3, 5), moment.uniform(0, 0.05))  # after the first checkpoint
-    trainer.run(*trainer.fresh, f"--output_dir={tmp_path}/out", code=-9, kill=kill)
+    after, delay = moment.randint(3, 5), moment.uniform(0, 0.05)  # after the first checkpoint
+    trainer.run(*trainer.fresh, f"--output_dir={tmp_path}/out", code=-9, kill=(f"step:{after} ", delay))
     done = len(trainer.steps)
     step, _, resume = recovered(tmp_path / "out", capsys)
-    assert done >= kill[0]
+    assert done >= after
     assert done - step <= 3  # a step may be half done, and its loss known
     trainer.run(*resume)
     assert trainer.steps == undisturbed[1][step:]
@@ -268,8 +249,7 @@ def test_recover_as_a_command(undisturbed: tuple, tmp_path: Path) -> None:
     assert recovery.faults(last) == []
     (last / "training_state/training_step.json").unlink()
     before = sorted(out.rglob("*"))
-    command = [Path(sys.executable).with_name("deepfusion"), "recover", out]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    said = finish(SCRIPTS / "deepfusion", "recover", out)
     assert "000008 is not complete:\n    training_state/training_step.json is missing\n" in said
     assert said.endswith(f"last/pretrained_model/train_config.json --resume=true --output_dir={out}\n")
     assert sorted(out.rglob("*")) == before

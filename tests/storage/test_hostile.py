@@ -22,9 +22,10 @@ from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file
 
 from lerobot_deepfusion.configuration_deepfusion import DeepFusionConfig
-from lerobot_deepfusion.llava import bounds as limits
+from lerobot_deepfusion.llava import bounds
 from lerobot_deepfusion.llava.reader import read_tokenizer, read_vlm_config
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+from lerobot_deepfusion.network.options import POLICY_SIZES
 from lerobot_deepfusion.storage.processor_files import PROCESSOR_FILES
 from tests.checkpoints import write_llava
 from tests.llava.test_pretrained_llava import config_of
@@ -304,7 +305,7 @@ VALUES = (0, -1, HUGE, 2.5, None)
 TEXT = ("vlm_config", "model", "text_config")
 VISION = ("vlm_config", "model", "vision_config")
 SIZES = [
-    *((name,) for name in limits.POLICY_SIZES),
+    *((name,) for name in POLICY_SIZES),
     *((*TEXT, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")),
     *((*TEXT, name) for name in ("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings")),
     *((*VISION, name) for name in ("hidden_size", "num_hidden_layers", "image_size", "num_tokens")),
@@ -348,8 +349,8 @@ def test_sizes_are_refused_before_anything_is_allocated(checkpoint: Path, path: 
     for value in VALUES:
         (checkpoint / "config.json").write_text(whole)
         message = refusal(checkpoint, path, value)
-        may_be_zero = limits.POLICY_SIZES.get(name, (1, 1))[0] == 0
-        if (value is None and name in limits.MAY_BE_NONE) or (value == 0 and may_be_zero):
+        may_be_zero = POLICY_SIZES.get(name, (1, 1))[0] == 0
+        if (value is None and name in {*bounds.MAY_BE_NONE, "expert_num_layers"}) or (value == 0 and may_be_zero):
             continue
         assert message is not None, value
         assert name in message, message
@@ -359,11 +360,11 @@ def test_sizes_are_refused_before_anything_is_allocated(checkpoint: Path, path: 
 
 def test_bounds_are_far_above_what_exists() -> None:
     """The defaults and the largest LLaVA's text model (72B: 80 layers of 8192) are a quarter of the bound or less."""
-    for name, (_, high) in limits.POLICY_SIZES.items():
+    for name, (_, high) in POLICY_SIZES.items():
         assert (getattr(DeepFusionConfig(), name) or 0) <= high / 4
     largest = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "vocab_size": 152064}
     for name, value in (largest | {"num_attention_heads": 64, "max_position_embeddings": 131072}).items():
-        assert value <= limits.VLM_SIZES[name][1] / 4
+        assert value <= bounds.VLM_SIZES[name][1] / 4
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 from lerobot_deepfusion.storage.model_card import model_card, write_card
-from tests.commands import ROOT, run, write_noise
+from tests.commands import SCRIPTS, SHORT, TINY_YAML, finish, write_noise
 from tests.policies import STATS, make_batch, make_config
 from tests.storage.hub_server import Hub
 
@@ -318,15 +318,15 @@ def test_train_to_the_hub_and_evaluate_from_it(hub: Hub, tmp_path: Path) -> None
     pytest.importorskip("gym_pusht")
 
     out = tmp_path / "train"
-    log = run(
-        "lerobot-train",
-        f"--config_path={ROOT / 'configs/policy/tiny.yaml'}",
+    log = finish(
+        SCRIPTS / "lerobot-train",
+        f"--config_path={TINY_YAML}",
         *write_noise(tmp_path / "data", ("image",), 2, 2),
         f"--policy.repo_id={REPO}",
         "--policy.push_to_hub=true",
         "--save_checkpoint_to_hub=true",
-        *("--num_workers=0", "--steps=2", "--save_freq=1", "--batch_size=4", f"--output_dir={out}"),
-        hub=True,
+        *(*SHORT, "--steps=2", "--save_freq=1", f"--output_dir={out}"),
+        HF_HUB_OFFLINE="0",
     )
     assert f"Model pushed to {hub.url}/{REPO}" in log
     trained_files = out / "checkpoints/last/pretrained_model"
@@ -339,12 +339,12 @@ def test_train_to_the_hub_and_evaluate_from_it(hub: Hub, tmp_path: Path) -> None
     assert (card["steps"], card["size"], card["action"]) == ("2", "2 episodes, 24 frames", "2 numbers: `a`, `b`")
 
     shutil.rmtree(out)
-    run(
-        "lerobot-eval",
+    finish(
+        SCRIPTS / "lerobot-eval",
         f"--policy.path={REPO}",
         *("--policy.device=cpu", "--env.type=pusht", "--env.episode_length=8"),
         *("--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path / 'eval'}"),
-        hub=True,
+        HF_HUB_OFFLINE="0",
     )
     DeepFusionPolicy.from_pretrained(REPO).save_pretrained(tmp_path / "again")
     write_card(tmp_path / "again", eval_info=tmp_path / "eval/eval_info.json")

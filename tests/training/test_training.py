@@ -16,7 +16,7 @@ from lerobot_deepfusion.cost import memory
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.training.optimizer import DeepFusionSchedulerConfig
-from tests.commands import SHORT, TINY_YAML, run_all, write_noise
+from tests.commands import SHORT, TINY_YAML, run, write_noise
 from tests.policies import STATS, loss, make, make_config
 
 RATES = {"optimizer_vlm_lr": 1e-5, "optimizer_connector_lr": 2e-5, "optimizer_vision_lr": 3e-6}
@@ -83,23 +83,14 @@ def test_options_of_the_trainer(tmp_path: Path) -> None:
     dataset = write_noise(tmp_path / "data", ("image",), 2, 2)
     options = ["--sample_weighting.type=uniform", "--dataset.eval_split=0.5", "--eval_steps=1"]
     options += ["--dataset.image_transforms.enable=true", "--policy.drop_n_last_frames=3"]
-    train = ["lerobot-train", f"--config_path={TINY_YAML}", *dataset, *SHORT]
-    log = run_all(
-        [*train, *options, "--steps=2", f"--output_dir={tmp_path}/a"],
-        # Of one episode of twelve frames none is left.
-        [
-            *train,
-            "--dataset.episodes=[0]",
-            "--policy.drop_n_last_frames=12",
-            "--steps=1",
-            f"--output_dir={tmp_path}/b",
-        ],
-        fails=True,
-    )
+    train = ["lerobot-train", f"--config_path={TINY_YAML}", *dataset, *SHORT, "--steps=2"]
+    log = run(*train, *options, f"--output_dir={tmp_path}/a")
     losses = [float(line.split("eval_loss=")[1].split()[0]) for line in log.splitlines() if "eval_loss=" in line]
     assert len(losses) == 2
     assert all(0 < loss < 10 for loss in losses)
     assert (tmp_path / "a/checkpoints/last/pretrained_model/model.safetensors").exists()
+    none_left = ["--dataset.episodes=[0]", "--policy.drop_n_last_frames=12"]  # of one episode of twelve
+    log = run(*train, *none_left, f"--output_dir={tmp_path}/b", code=1)
     assert "No valid frames remain after applying drop_n_first_frames and drop_n_last_frames" in log
 
 
@@ -120,18 +111,14 @@ def test_renamed_cameras_are_never_dropped(tmp_path: Path) -> None:
         part.save_pretrained(base)
     rename = '--rename_map={"observation.image": "observation.images.top"}'
     dataset = write_noise(tmp_path / "data", ("image",), 2, 2)
-    train = ["lerobot-train", f"--policy.path={base}", *dataset, *SHORT, rename]
+    train = [f"--policy.path={base}", *dataset, *SHORT, rename, "--policy.push_to_hub=false", "--steps=1"]
     saved = f"{out}/checkpoints/last/pretrained_model"
     evaluate = ["lerobot-eval", f"--policy.path={saved}", "--env.type=pusht", "--env.episode_length=4"]
     evaluate += ["--eval.n_episodes=1", "--eval.batch_size=1", "--policy.device=cpu"]
-    log = run_all(
-        [*train, "--policy.push_to_hub=false", "--steps=1", f"--output_dir={out}"],
-        [*evaluate, rename, f"--output_dir={tmp_path}/eval"],
-        [*evaluate, f"--output_dir={tmp_path}/no"],
-        fails=True,
-    )
+    run("lerobot-train", *train, f"--output_dir={out}")
+    run(*evaluate, rename, f"--output_dir={tmp_path}/eval")
     assert (tmp_path / "eval/eval_info.json").exists()
-    assert "rename_map" in log.splitlines()[-1] or "rename_map" in log[-3000:]
+    assert "rename_map" in run(*evaluate, f"--output_dir={tmp_path}/no", code=1)[-3000:]
 
 
 # --- adapters ---------------------------------------------------------------------------------------------
@@ -201,14 +188,13 @@ def test_adapters_through_the_commands(tmp_path: Path) -> None:
     options += ["--peft.r=4", "--policy.optimizer_vlm_lr=1e-3", "--policy.gradient_checkpointing=true"]
     half, last = (f"{out}/checkpoints/{step}/pretrained_model" for step in ("000002", "last"))
     evaluation = ["--env.type=pusht", "--env.episode_length=8", "--eval.n_episodes=1", "--eval.batch_size=1"]
-    run_all(
-        ["deepfusion", "base", f"--config_path={TINY_YAML}", *dataset, "--seed=3", f"--output_dir={base}"],
-        ["lerobot-train", *options, "--steps=4", f"--output_dir={out}"],
-        ["lerobot-train", f"--config_path={half}/train_config.json", "--resume=true"],
-        ["lerobot-eval", f"--policy.path={last}", *evaluation, "--policy.device=cpu", f"--output_dir={out}/eval"],
-        ["deepfusion", "merge", last, merged],
-        ["lerobot-eval", f"--policy.path={merged}", *evaluation, "--policy.device=cpu", f"--output_dir={out}/eval2"],
-    )
+    evaluation += ["--policy.device=cpu"]
+    run("deepfusion", "base", f"--config_path={TINY_YAML}", *dataset, "--seed=3", f"--output_dir={base}")
+    run("lerobot-train", *options, "--steps=4", f"--output_dir={out}")
+    run("lerobot-train", f"--config_path={half}/train_config.json", "--resume=true")
+    run("lerobot-eval", f"--policy.path={last}", *evaluation, f"--output_dir={out}/eval")
+    run("deepfusion", "merge", last, merged)
+    run("lerobot-eval", f"--policy.path={merged}", *evaluation, f"--output_dir={out}/eval2")
     for written in (base, merged):  # each machine finds its own
         assert json.loads(Path(written, "config.json").read_text())["device"] is None
     resumed, saved = load_file(f"{last}/{adapter}"), load_file(f"{half}/{adapter}")
