@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,16 @@ class DeepFusionConfig(PreTrainedConfig):
         if depth:
             logger.info(f"the policy sees colour pictures: it takes nothing of {sorted(depth)}")
         _drop_features(self, lambda key, _: key in depth)
+
+    def leave_empty(self, cameras: Sequence[str]) -> None:
+        """Make empty slots of the slots of these cameras, in their places."""
+        features = {}
+        for key, feature in (self.input_features or {}).items():
+            if key in cameras:
+                key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{self.empty_cameras}"
+                self.empty_cameras += 1
+            features[key] = feature
+        self.input_features = features
 
     @property
     def trains_vlm(self) -> bool:

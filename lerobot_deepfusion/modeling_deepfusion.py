@@ -3,13 +3,11 @@
 Axis letters: B batch, C cameras, S prefix tokens, K flow samples, T actions of a chunk, A action dim.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
@@ -22,19 +20,20 @@ from .configuration_deepfusion import DeepFusionConfig
 from .cost.report import describe
 from .inputs.batch_checks import check_chunk
 from .inputs.batch_shapes import fit_noise, fit_observation, fit_targets
-from .inputs.cameras import stack_cameras
+from .inputs.cameras import absent_cameras, stack_cameras
 from .inputs.dataset_checks import check_dataset
 from .inputs.dataset_facts import DatasetFacts
 from .inputs.images import random_shift
 from .inputs.prompt import expand_image_token, fit_tokens
 from .inputs.task_checks import check_tasks
-from .llava.empty_weights import empty_weights
+from .llava.empty_weights import empty_weights, fill_empty
 from .llava.geometry import context_window
 from .llava.reader import check_vlm_config, read_tokenizer, read_vlm_config
 from .llava.tiny import TINY
 from .network.flow import euler_times, flow_error, interpolate
 from .network.fusion import VlmStates
 from .network.lockstep import build_model, frozen_modules
+from .storage.checkpoint_place import has_shards
 from .storage.policy_files import StoredPolicy
 from .storage.trained_settings import BuiltSettings, adopt_names
 from .storage.vlm_weights import check_vlm_weights, load_vlm_weights
@@ -66,6 +65,8 @@ class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
         super().__init__(config)
         config.validate_features()
+        # Of a run that resumes from shards, the weights come once they are distributed.
+        fresh = vlm_weights and not has_shards(config.pretrained_path)
         meta = kwargs.get("dataset_meta")
         if meta is not None:
             adopt_names(config, meta)
@@ -73,22 +74,24 @@ class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
         check_vlm_config(config.vlm_config)
-        if meta is not None and vlm_weights:
+        if meta is not None and fresh:
             prompt, token = config.vlm_config["prompt"], config.vlm_config["image_token"]
             tokenizer, tasks = read_tokenizer(config.vlm_path), DatasetFacts(meta).tasks()
             check_tasks(tasks, prompt, token, tokenizer, config.tokenizer_max_length)
-        pretrained = vlm_weights and config.vlm_path != TINY
+        pretrained = fresh and config.vlm_path != TINY
         if pretrained:
             check_vlm_weights(config.vlm_path, config.vlm_config["model"])
-        with nullcontext() if vlm_weights else empty_weights():
+        with nullcontext() if fresh else empty_weights():
             self.model = build_model(config, config.vlm_config["model"], empty_perception=pretrained)
         keep_types()
         self._no_split_modules = unit_classes(self.model, frozen_modules(config, self.model))
+        # LeRobot asks the class. A process trains one policy.
+        type(self)._fsdp_wrap_modules = self._no_split_modules
         self._check_context_window()
         if pretrained:
             half = config.dtype == "bfloat16" and not config.trains_vlm
             load_vlm_weights(self.model.perception, config.vlm_path, torch.bfloat16 if half else torch.float32)
-        if vlm_weights and config.expert_init == "vlm":
+        if fresh and config.expert_init == "vlm":
             self.model.expert_from_vlm()
         for name in ("image_mean", "image_std"):
             value = torch.tensor(config.vlm_config[name]).view(3, 1, 1)
@@ -98,6 +101,8 @@ class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
         self.init_rtc_processor()
         self.reset()
         if vlm_weights:
+            if not fresh:
+                fill_empty(self)
             set_precision(self, self.config.dtype)
             self.to(config.device)
         logger.info(self.describe())
@@ -138,7 +143,7 @@ class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
         set_precision(self, self.config.dtype)
         return wrapped
 
-    def train(self, mode: bool = True) -> DeepFusionPolicy:
+    def train(self, mode: bool = True) -> Self:
         """Training mode for what is trained; frozen parts stay in evaluation mode."""
         super().train(mode)
         for module in frozen_modules(self.config, self.model):
@@ -206,6 +211,8 @@ class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
             raise ValueError(f"reduction={reduction!r}: choose 'mean' or 'none'")
         config = self.config
         self._built.require(config)
+        if self.training:
+            self._settle_cameras(batch)
         batch = fit_observation(config, batch)
         action, counts = fit_targets(config, batch)
         size, samples = action.shape[0], config.num_flow_samples
@@ -229,6 +236,19 @@ class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
         valid = counts.to(error.dtype)
         losses = (error * valid).sum(1) / valid.sum(1).clamp(min=1)
         return (losses if reduction == "none" else losses.mean()), {}
+
+    def _settle_cameras(self, batch: dict[str, Tensor]) -> None:
+        """A base's cameras that the data set lacks: LeRobot tells the policy neither their names nor the rename map,
+        so that the first batch has to. Their slots are empty from then on, in the checkpoint too.
+        """
+        absent = absent_cameras(batch, self.config.cameras)
+        if absent:
+            self.config.leave_empty(absent)
+            self._built = BuiltSettings(self.config)
+            logger.warning(
+                f"the data set has no pictures of {absent}, which the policy knows: their slots stay empty, and the "
+                f"trained policy will not look at such cameras. The slots are now {self.config.cameras}"
+            )
 
     # --- acting -------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ from .inputs.statistics_checks import check_statistics
 from .llava.bounds import check_size
 from .network.options import POLICY_SIZES
 from .storage.checked_loading import check_before_loading
+
+logger = logging.getLogger(__name__)
 
 check_before_loading()
 
@@ -165,14 +168,18 @@ def make_deepfusion_pre_post_processors(
 
     Args:
         config: of the policy; `vlm_config` is filled if it is empty.
-        dataset_stats: of the data set to train on.
+        dataset_stats: of the data set to train on. Without any nothing is normalised, which is said: a policy that
+            is not trained can be tried so.
 
     Raises:
         ValueError: if a statistic that normalisation needs is missing or not finite.
     """
     from .llava.reader import read_tokenizer, read_vlm_config
 
-    check_statistics(config, dataset_stats)
+    if dataset_stats is None:
+        logger.warning("no statistics are given: these processors leave states and actions as they are")
+    else:
+        check_statistics(config, dataset_stats)
     if config.vlm_config is None:
         config.vlm_config = read_vlm_config(config.vlm_path)
     prompt = DeepFusionPromptProcessorStep(

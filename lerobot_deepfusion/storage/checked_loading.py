@@ -8,7 +8,6 @@ are those of the policy's own commit; for all others nothing changes.
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 from lerobot.configs import PreTrainedConfig
@@ -17,16 +16,15 @@ from lerobot.policies import factory
 from ..configuration_deepfusion import DeepFusionConfig
 from .checkpoint_place import commit_of, pinned
 from .processor_files import PROCESSOR_FILES, check_processor_files
-
-NAME = "make_pre_post_processors"
+from .replaced import replace_everywhere
 
 
 def check_before_loading() -> None:
     """Put the checking factory in the place of LeRobot's, wherever that has been imported to."""
-    original = factory.make_pre_post_processors
-    if hasattr(original, "__wrapped__"):
-        return
+    replace_everywhere(factory, "make_pre_post_processors", _checked)
 
+
+def _checked(original: Any) -> Any:
     @functools.wraps(original)
     def checked(
         policy_cfg: PreTrainedConfig,
@@ -43,6 +41,4 @@ def check_before_loading() -> None:
             pretrained_revision = hub["revision"]
         return original(policy_cfg, pretrained_path, pretrained_revision, **kwargs)
 
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(NAME) is original:
-            setattr(module, NAME, checked)
+    return checked

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from lerobot.configs import PreTrainedConfig
@@ -35,6 +36,13 @@ def pinned(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
         return hub
     commit = Path(file).parent.name
     return {**hub, "revision": commit} if COMMIT.fullmatch(commit) else hub
+
+
+def has_shards(source: str | Path | None) -> bool:
+    """Whether a checkpoint's weights are there in shards, which LeRobot after 0.6.1 loads when the policy is
+    distributed.
+    """
+    return source is not None and (Path(source) / f"{FSDP_MODEL_NAME}_0").is_dir()
 
 
 def remember_commit(config: PreTrainedConfig, source: str | Path, asked: str | None, commit: str | None) -> None:

@@ -5,6 +5,8 @@ LeRobot's policy class with what concerns files; `modeling_deepfusion` adds what
 
 from __future__ import annotations
 
+import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,14 +23,16 @@ from ..network.lockstep import DeepFusionModel
 from ..training.precision import set_precision
 from .checkpoint_config import read_checkpoint_config, require_same_architecture
 from .checkpoint_place import pinned, remember_commit
-from .hub_push import safe_push
+from .hub_push import safe_push, watch_publishing
 from .model_card import model_card
 from .processor_files import check_checkpoint_files
 from .safetensors_files import load_weights, stored_tensors
 from .stored_processors import check_stored_statistics, check_tasks_of
 from .trained_settings import adopt_dataset, require_trained_settings
-from .whole_saves import warn_of_little_room, whole_save
+from .whole_saves import is_main_process, warn_of_little_room, whole_save
 
+# LeRobot after 0.6.1 gathers sharded weights itself, and so has every process save.
+GATHERS = "state_dict" not in inspect.signature(PreTrainedPolicy._save_pretrained).parameters
 HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
 
@@ -102,12 +106,22 @@ class StoredPolicy(PreTrainedPolicy):
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """LeRobot's, whole or not at all.
 
+        Args:
+            save_directory: exists.
+            state_dict: gathered weights, in LeRobot 0.6.1. Later ones gather them in here: there every process comes
+                here, and the main one alone writes.
+
         Raises:
             OSError: on a full disk; the message has the folder, the bytes needed and the bytes free.
         """
+        save = super()._save_pretrained
+        if GATHERS and not is_main_process():
+            save(save_directory)  # takes part in the gathering
+            return
+        given = {} if GATHERS else {"state_dict": state_dict}
         weights = (self.state_dict() if state_dict is None else state_dict).values()
         with whole_save(save_directory, sum(value.numel() * value.element_size() for value in weights)) as partial:
-            super()._save_pretrained(partial, state_dict=state_dict)
+            save(partial, **given)
         if save_directory.name == PRETRAINED_MODEL_DIR:  # lerobot-train's checkpoint: AdamW's two moments follow
             warn_of_little_room(save_directory, sum(8 * p.numel() for p in self.parameters() if p.requires_grad))
 
@@ -115,7 +129,8 @@ class StoredPolicy(PreTrainedPolicy):
         self, cfg: TrainPipelineConfig, *args: Any, dataset_meta: Any = None, **kwargs: Any
     ) -> None:
         """LeRobot's push at the end of training; a failure names the checkpoint and how to push it later."""
-        with safe_push(self.config, cfg, dataset_meta):
+        # After 0.6.1 this leads to LeRobot's publisher, around which the same stands already.
+        with nullcontext() if watch_publishing() else safe_push(self.config, cfg, dataset_meta):
             super().push_model_to_hub(cfg, *args, dataset_meta=dataset_meta, **kwargs)
 
     def generate_model_card(

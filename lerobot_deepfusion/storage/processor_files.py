@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -94,6 +94,7 @@ def _check_processor_file(path: Path, with_state: bool) -> None:
         if not isinstance(step, dict) or not isinstance(step.get("config", {}), dict):
             raise ValueError(f"{where}: expected a 'registry_name', a 'config' and perhaps a 'state_file'")
         _check_step_name(step, where)
+        _check_artifacts(step, where)
         if "state_file" not in step:
             continue
         state_file = step["state_file"]
@@ -105,6 +106,17 @@ def _check_processor_file(path: Path, with_state: bool) -> None:
             if not (path.parent / state_file).is_file():
                 raise FileNotFoundError(f"{where}: there is no {state_file} beside it")
             stored_tensors([path.parent / state_file])  # a damaged one stops here, with its name
+
+
+def _check_artifacts(step: dict[str, Any], where: str) -> None:
+    """Folders that a step wants to read, as LeRobot after 0.6.1 saves them: inside the checkpoint, or not at all."""
+    artifacts = step.get("artifacts") or {}
+    inside = isinstance(artifacts, dict) and all(
+        isinstance(path, str) and path and not PurePosixPath(path).is_absolute() and ".." not in path.split("/")
+        for path in artifacts.values()
+    )
+    if not inside or "\\" in str(artifacts):
+        raise ValueError(f"{where}: artifacts={artifacts!r:.200} are no paths inside the checkpoint's directory")
 
 
 def _check_step_name(step: dict[str, Any], where: str) -> None:

@@ -175,3 +175,16 @@ def test_the_old_name_of_the_reader() -> None:
     from lerobot_deepfusion.vlm_source import read_vlm_config as old
 
     assert old is read_vlm_config
+
+
+def test_weights_that_will_come_in_shards(tmp_path: Path) -> None:
+    """LeRobot after 0.6.1 builds the policy of a checkpoint of shards and fills it later: no VLM is read."""
+    config = make()[0].config
+    config.vlm_path, config.pretrained_path = str(tmp_path / "llava"), tmp_path / "pretrained_model"
+    with pytest.raises(FileNotFoundError, match="llava"):
+        DeepFusionPolicy(config)
+    (tmp_path / "pretrained_model/pytorch_model_fsdp_0").mkdir(parents=True)
+    policy = DeepFusionPolicy(config)
+    assert all(parameter.device.type == "cpu" and not parameter.any() for parameter in policy.parameters())
+    policy.load_state_dict(make()[0].state_dict())
+    assert bias(policy) == bias(make()[0])
