@@ -221,8 +221,9 @@ class DeepFusionConfig(PreTrainedConfig):
 
     def leave_empty(self, cameras: Sequence[str]) -> None:
         """Make empty slots of the slots of these cameras, in their places."""
+        inputs: dict[str, PolicyFeature] = self.input_features or {}
         features = {}
-        for key, feature in (self.input_features or {}).items():
+        for key, feature in inputs.items():
             if key in cameras:
                 key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{self.empty_cameras}"
                 self.empty_cameras += 1

@@ -7,9 +7,9 @@ of their own; `watch_publishing` puts ours into it.
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,14 +67,13 @@ def safe_push(
         ) from error
 
 
-def watch_publishing() -> bool:
-    """Put our card, and what a failure says, into LeRobot's publisher; False where it has none (0.6.1)."""
-    module: Any = importlib.import_module("lerobot.common.train_utils")
+def watch_publishing() -> None:
+    """Put our card, and what a failure says, into LeRobot's publisher, if it is in use and has one (not 0.6.1)."""
+    module: Any = sys.modules.get("lerobot.common.train_utils")
     if not hasattr(module, "publish_trained_model"):
-        return False
+        return
     replace_everywhere(module, "publish_trained_model", _publish)
     replace_everywhere(module, "generate_model_card", _card)
-    return True
 
 
 def _publish(original: Any) -> Any:

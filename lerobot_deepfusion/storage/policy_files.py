@@ -43,6 +43,10 @@ class StoredPolicy(PreTrainedPolicy):
     name = "deepfusion"
     model: DeepFusionModel
 
+    def __init__(self, config: DeepFusionConfig) -> None:
+        super().__init__(config)
+        watch_publishing()
+
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
@@ -130,7 +134,7 @@ class StoredPolicy(PreTrainedPolicy):
     ) -> None:
         """LeRobot's push at the end of training; a failure names the checkpoint and how to push it later."""
         # After 0.6.1 this leads to LeRobot's publisher, around which the same stands already.
-        with nullcontext() if watch_publishing() else safe_push(self.config, cfg, dataset_meta):
+        with nullcontext() if GATHERS else safe_push(self.config, cfg, dataset_meta):
             super().push_model_to_hub(cfg, *args, dataset_meta=dataset_meta, **kwargs)
 
     def generate_model_card(
