@@ -221,14 +221,14 @@ class DeepFusionConfig(PreTrainedConfig):
 
     def leave_empty(self, cameras: Sequence[str]) -> None:
         """Make empty slots of the slots of these cameras, in their places."""
-        inputs: dict[str, PolicyFeature] = self.input_features or {}
+        config: Any = self
         features = {}
-        for key, feature in inputs.items():
+        for key, feature in config.input_features.items():
             if key in cameras:
                 key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{self.empty_cameras}"
                 self.empty_cameras += 1
             features[key] = feature
-        self.input_features = features
+        config.input_features = features
 
     @property
     def trains_vlm(self) -> bool:
