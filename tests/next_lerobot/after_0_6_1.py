@@ -142,6 +142,8 @@ import os, shutil, sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from huggingface_hub import HfApi
+
 HERE = Path(__file__).parent
 def upload(self, *args, folder_path, **kwargs):
     if os.environ["FAILS"] == "1":
