@@ -31,7 +31,7 @@ def options(data: list[str], root: Path, *more: str) -> list[str]:
 
 def two(*arguments: str) -> str:
     """In two processes, by FSDP2."""
-    how = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return finish(*how, "-m", "tests.next_lerobot.cpu_fsdp2", *arguments, OMP_NUM_THREADS="1")
 
 
@@ -141,6 +141,8 @@ PUBLISH = """
 import os, shutil, sys
 from pathlib import Path
 from types import SimpleNamespace
+
+from huggingface_hub import HfApi
 
 HERE = Path(__file__).parent
 def upload(self, *args, folder_path, **kwargs):
