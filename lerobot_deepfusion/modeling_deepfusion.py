@@ -16,6 +16,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
+from . import processor_deepfusion  # noqa: F401  # registers the steps that a checkpoint's processors name
 from .configuration_deepfusion import DeepFusionConfig
 from .cost.report import describe
 from .inputs.batch_checks import check_chunk
