@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,11 @@ def test_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     uv, scripts = (sys.executable, "-m", "uv"), tmp_path / "venv/bin"
     finish(*uv, "build", "--quiet", "--wheel", f"--out-dir={tmp_path}", ROOT)
     (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        (metadata,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        page = files.read(metadata).decode()
+    assert "docs/design.md" in page
+    assert re.findall(r"\]\((?!https:)[^)]*\)", page) == []  # beside a package index's page lies nothing
     finish(*uv, "venv", "--quiet", f"--python={python}", tmp_path / "venv")
     finish(*uv, "pip", "install", "--quiet", f"--python={scripts}/python", wheel)
     finish(*uv, "pip", "check", f"--python={scripts}/python")
