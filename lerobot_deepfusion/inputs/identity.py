@@ -38,17 +38,6 @@ def check_names(key: str, found: Names, expected: Names, who: str, mend: str) ->
         raise ValueError(f"{who} has for {key} {how}. {mend}")
 
 
-def mapping(found: Sequence[str], expected: Sequence[str]) -> list[int]:
-    """Where each expected name stands among those found: `values[..., mapping(found, expected)]` is in order.
-
-    Raises:
-        ValueError: naming those that are missing.
-    """
-    if missing := [name for name in expected if name not in found]:
-        raise ValueError(f"{missing} are not among {list(found)}; take the robot that the policy was trained on")
-    return [list(found).index(name) for name in expected]
-
-
 def check_robot_names(state: Names, actions: Names, trained_state: Names, trained_actions: Names) -> None:
     """A robot's joints against those that a policy was trained on, before anything moves.
 

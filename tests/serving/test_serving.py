@@ -164,6 +164,21 @@ def test_pictures_of_a_robot_are_not_stretched(checkpoint: Path, size: tuple[int
         check_robot(features, PreTrainedConfig.from_pretrained(checkpoint))
 
 
+def test_joints_of_a_robot_are_those_that_were_trained(checkpoint: Path) -> None:
+    """By name and in order, though their number is right."""
+    config = PreTrainedConfig.from_pretrained(checkpoint)
+    features = {STATE: {"names": [*fakerobot.STATE]}, CAMERA: {"shape": (720, 1280, 3)}}
+    check_robot(features, config)  # a checkpoint without names
+    config.state_feature_names = [*fakerobot.STATE]
+    check_robot(features, config)
+    config.state_feature_names = [*reversed(fakerobot.STATE)]
+    with pytest.raises(ValueError, match=r"the robot has for observation\.state the same names in another order"):
+        check_robot(features, config)
+    config.state_feature_names = ["elsewhere.pos", *fakerobot.STATE[1:]]
+    with pytest.raises(ValueError, match=r"the robot has for observation\.state other names.*Put its motors"):
+        check_robot(features, config)
+
+
 @pytest.mark.slow
 def test_server_command_serves(checkpoint: Path) -> None:
     """`deepfusion serve` for other machines, a process of its own, until SIGTERM."""

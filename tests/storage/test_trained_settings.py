@@ -12,7 +12,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
 from lerobot_deepfusion import DeepFusionConfig
-from lerobot_deepfusion.inputs.identity import check_robot_names, mapping, slots
+from lerobot_deepfusion.inputs.identity import check_robot_names, slots
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.storage.trained_settings import RUN_TIME
 from tests import small_data
@@ -200,10 +200,6 @@ def test_a_robot_s_names() -> None:
         check_robot_names(["b", "a"], ["x"], ["a", "b"], ["x"])
     with pytest.raises(ValueError, match="the robot has for action other names"):
         check_robot_names(["a", "b"], ["y"], ["a", "b"], ["x"])
-    values = torch.tensor([[1.0, 2.0, 3.0]])
-    assert values[..., mapping(["c", "a", "b"], ["a", "b", "c"])].tolist() == [[2.0, 3.0, 1.0]]
-    with pytest.raises(ValueError, match=r"\['d'\] are not among"):
-        mapping(["a", "b"], ["a", "d"])
 
 
 @pytest.mark.parametrize(
