@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
@@ -12,6 +16,8 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from .inputs.cameras import EMPTY_CAMERA
 from .network.options import check_options
 from .training.optimizer import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
+
+logger = logging.getLogger(__name__)
 
 
 @PreTrainedConfig.register_subclass("deepfusion")
@@ -83,8 +89,10 @@ class DeepFusionConfig(PreTrainedConfig):
 
     # Real-time chunking; set by LeRobot's rollout.
     rtc_config: RTCConfig | None = None
-    # Names of the action dimensions; filled from the data set.
+    # Names of the action's and of the state's dimensions; filled from the data set. Another data set or robot with
+    # other names is refused; training on from --policy.path, `state_feature_names=null` takes it for another robot.
     action_feature_names: list[str] | None = None
+    state_feature_names: list[str] | None = None
 
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
@@ -123,12 +131,7 @@ class DeepFusionConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self)
-        if self.n_action_steps > self.chunk_size:
-            raise ValueError(
-                f"policy.n_action_steps={self.n_action_steps} is more than policy.chunk_size={self.chunk_size}; "
-                "a chunk has no more actions than that to execute"
-            )
+        self.check_run_time()
         if self.n_obs_steps != 1:
             raise ValueError(f"policy.n_obs_steps={self.n_obs_steps}: this policy sees one observation, set it to 1")
         if not 0 < self.expert_width_multiplier <= 4:
@@ -141,10 +144,28 @@ class DeepFusionConfig(PreTrainedConfig):
                 f"policy.normalization_mapping has VISUAL={getattr(visual, 'value', visual)}; set it to IDENTITY: "
                 "the policy normalises pictures as its VLM was trained to see them"
             )
+        if unknown := set(self.normalization_mapping) - set(FeatureType.__members__):
+            raise ValueError(
+                f"policy.normalization_mapping names {sorted(unknown)}; it has a mode for each of VISUAL, STATE and "
+                "ACTION"
+            )
         if not 0 <= self.image_shift < 0.5:
             raise ValueError(f"policy.image_shift={self.image_shift}: choose a share in [0, 0.5)")
         if not 0 <= self.state_dropout < 1:
             raise ValueError(f"policy.state_dropout={self.state_dropout}: choose a share in [0, 1)")
+
+    def check_run_time(self) -> None:
+        """What may change on a policy that is built; see `storage.trained_settings`.
+
+        Raises:
+            ValueError: for a value that is no choice, out of bounds, or contradicts another.
+        """
+        check_options(self)
+        if self.n_action_steps > self.chunk_size:
+            raise ValueError(
+                f"policy.n_action_steps={self.n_action_steps} is more than policy.chunk_size={self.chunk_size}; "
+                "a chunk has no more actions than that to execute"
+            )
 
     def validate_features(self) -> None:
         """Add the declared empty cameras and check what the policy needs.
@@ -155,6 +176,8 @@ class DeepFusionConfig(PreTrainedConfig):
         """
         if self.input_features is None:
             raise ValueError("policy.input_features is null, which only a data set can fill in")
+        offered = sorted({**self.input_features, **(self.output_features or {})})
+        _drop_features(self, lambda key, feature: feature.type is not FeatureType.VISUAL and key != OBS_STATE)
         for key, feature in {**self.input_features, **(self.output_features or {})}.items():
             if not feature.shape or not all(isinstance(size, int) and size > 0 for size in feature.shape):
                 raise ValueError(f"{key} has the shape {feature.shape}; expected whole numbers above zero")
@@ -177,7 +200,10 @@ class DeepFusionConfig(PreTrainedConfig):
             (self.action_feature, ACTION, "max_action_dim"),
         ):
             if feature is None:
-                raise ValueError(f"{key} is not among the features of the data set; this policy needs it")
+                raise ValueError(
+                    f"{key} is not among the features of the data set, which are {offered}; this policy needs it. "
+                    "Rename the column that it is in the data set (--rename_map works with --policy.path alone)"
+                )
             if len(feature.shape) != 1:
                 raise ValueError(f"{key} has the shape {feature.shape}; expected a vector")
             if feature.shape[0] > getattr(self, name):
@@ -186,10 +212,34 @@ class DeepFusionConfig(PreTrainedConfig):
                     f"set --policy.{name}={feature.shape[0]} or more"
                 )
 
+    def set_dataset_feature_metadata(self, features: dict[str, Any]) -> None:
+        """LeRobot calls this with the columns of the data set, which it has just made the features of."""
+        depth = {key for key, feature in self.image_features.items() if key in features and feature.shape[0] == 1}
+        if depth:
+            logger.info(f"the policy sees colour pictures: it takes nothing of {sorted(depth)}")
+        _drop_features(self, lambda key, _: key in depth)
+
+    def leave_empty(self, cameras: Sequence[str]) -> None:
+        """Make empty slots of the slots of these cameras, in their places."""
+        config: Any = self
+        features = {}
+        for key, feature in config.input_features.items():
+            if key in cameras:
+                key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{self.empty_cameras}"
+                self.empty_cameras += 1
+            features[key] = feature
+        config.input_features = features
+
     @property
     def trains_vlm(self) -> bool:
         """Whether a gradient reaches any of the VLM's own weights."""
         return not (self.train_expert_only or self.knowledge_insulation)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Without the revision that its weights were loaded from, which is one of another repository."""
+        saved = copy.copy(self)
+        saved.pretrained_revision = None
+        super(DeepFusionConfig, saved)._save_pretrained(save_directory)
 
     @property
     def cameras(self) -> list[str]:
@@ -219,3 +269,10 @@ class DeepFusionConfig(PreTrainedConfig):
     @property
     def reward_delta_indices(self) -> None:
         return None
+
+
+def _drop_features(config: Any, unused: Callable[[str, PolicyFeature], bool]) -> None:
+    """Leave what the policy takes nothing of out of its features: it is then neither normalised nor asked for."""
+    inputs, outputs = config.input_features or {}, config.output_features or {}
+    config.input_features = {key: feature for key, feature in inputs.items() if not unused(key, feature)}
+    config.output_features = {key: feature for key, feature in outputs.items() if key == ACTION}

@@ -3,46 +3,50 @@
 Axis letters: B batch, C cameras, S prefix tokens, K flow samples, T actions of a chunk, A action dim.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
+from . import processor_deepfusion  # noqa: F401  # registers the steps that a checkpoint's processors name
 from .configuration_deepfusion import DeepFusionConfig
 from .cost.report import describe
-from .inputs.batch_checks import check_action, check_chunk, check_observation
-from .inputs.cameras import stack_cameras
+from .inputs.batch_checks import check_chunk
+from .inputs.batch_shapes import fit_noise, fit_observation, fit_targets
+from .inputs.cameras import absent_cameras, stack_cameras
 from .inputs.dataset_checks import check_dataset
+from .inputs.dataset_facts import DatasetFacts
 from .inputs.images import random_shift
 from .inputs.prompt import expand_image_token, fit_tokens
-from .llava.empty_weights import empty_weights
+from .inputs.task_checks import check_tasks
+from .llava.empty_weights import empty_weights, fill_empty
 from .llava.geometry import context_window
-from .llava.reader import check_vlm_config, read_vlm_config
+from .llava.reader import check_vlm_config, read_tokenizer, read_vlm_config
 from .llava.tiny import TINY
 from .network.flow import euler_times, flow_error, interpolate
 from .network.fusion import VlmStates
 from .network.lockstep import build_model, frozen_modules
+from .storage.checkpoint_place import has_shards
 from .storage.policy_files import StoredPolicy
+from .storage.trained_settings import BuiltSettings, adopt_names
 from .storage.vlm_weights import check_vlm_weights, load_vlm_weights
 from .training.adapters import LORA_TARGETS, check_adapter_targets
 from .training.fsdp import keep_types, unit_classes
 from .training.optimizer import parameter_groups
-from .training.precision import autocast, set_precision
+from .training.precision import TypesOfTheConfig, autocast, set_precision
 
 logger = logging.getLogger(__name__)
 
 
-class DeepFusionPolicy(StoredPolicy):
+class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
     """A LLaVA perceives, an action expert beside it acts (see `network.lockstep`).
 
     Args:
@@ -55,41 +59,69 @@ class DeepFusionPolicy(StoredPolicy):
         ValueError: if the config is wrong, or the data set can't be learned from; see `inputs.dataset_checks`.
     """
 
+    config: Any  # a `DeepFusionConfig`
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
         super().__init__(config)
         config.validate_features()
-        if kwargs.get("dataset_meta") is not None:
-            check_dataset(config, kwargs["dataset_meta"])
+        # Of a run that resumes from shards, the weights come once they are distributed.
+        fresh = vlm_weights and not has_shards(config.pretrained_path)
+        meta = kwargs.get("dataset_meta")
+        if meta is not None:
+            adopt_names(config, meta)
+            check_dataset(config, meta)
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
         check_vlm_config(config.vlm_config)
-        pretrained = vlm_weights and config.vlm_path != TINY
+        if meta is not None and fresh:
+            prompt, token = config.vlm_config["prompt"], config.vlm_config["image_token"]
+            tokenizer, tasks = read_tokenizer(config.vlm_path), DatasetFacts(meta).tasks()
+            check_tasks(tasks, prompt, token, tokenizer, config.tokenizer_max_length)
+        pretrained = fresh and config.vlm_path != TINY
         if pretrained:
             check_vlm_weights(config.vlm_path, config.vlm_config["model"])
-        with nullcontext() if vlm_weights else empty_weights():
+        with nullcontext() if fresh else empty_weights():
             self.model = build_model(config, config.vlm_config["model"], empty_perception=pretrained)
         keep_types()
         self._no_split_modules = unit_classes(self.model, frozen_modules(config, self.model))
+        # LeRobot asks the class. A process trains one policy.
+        type(self)._fsdp_wrap_modules = self._no_split_modules
         self._check_context_window()
         if pretrained:
             half = config.dtype == "bfloat16" and not config.trains_vlm
             load_vlm_weights(self.model.perception, config.vlm_path, torch.bfloat16 if half else torch.float32)
-        if vlm_weights and config.expert_init == "vlm":
+        if fresh and config.expert_init == "vlm":
             self.model.expert_from_vlm()
         for name in ("image_mean", "image_std"):
             value = torch.tensor(config.vlm_config[name]).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
-        self._denoise = self.model.denoise
-        if config.compile_model:
-            # Every chunk of a policy has the same shapes. This mode captures a CUDA graph, which a small VLM needs
-            # most: its denoise step is bound by launches.
-            self._denoise = torch.compile(self._denoise, fullgraph=True, dynamic=False, mode="reduce-overhead")
+        self._compile()
+        self._built = BuiltSettings(config)
         self.init_rtc_processor()
         self.reset()
         if vlm_weights:
+            if not fresh:
+                fill_empty(self)
             set_precision(self, self.config.dtype)
             self.to(config.device)
         logger.info(self.describe())
+
+    def _compile(self) -> None:
+        self._denoise = self.model.denoise
+        if self.config.compile_model:
+            # Every chunk of a policy has the same shapes. This mode captures a CUDA graph, which a small VLM needs
+            # most: its denoise step is bound by launches.
+            self._denoise = torch.compile(self._denoise, fullgraph=True, dynamic=False, mode="reduce-overhead")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled step, which can't be pickled and is made anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_denoise"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._compile()
 
     def _check_context_window(self) -> None:
         config, perception = self.config, self.model.perception
@@ -112,7 +144,7 @@ class DeepFusionPolicy(StoredPolicy):
         set_precision(self, self.config.dtype)
         return wrapped
 
-    def train(self, mode: bool = True) -> DeepFusionPolicy:
+    def train(self, mode: bool = True) -> Self:
         """Training mode for what is trained; frozen parts stay in evaluation mode."""
         super().train(mode)
         for module in frozen_modules(self.config, self.model):
@@ -178,9 +210,12 @@ class DeepFusionPolicy(StoredPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r}: choose 'mean' or 'none'")
-        config, action = self.config, batch[ACTION]
-        check_observation(config, batch)
-        check_action(config, action)
+        config = self.config
+        self._built.require(config)
+        if self.training:
+            self._settle_cameras(batch)
+        batch = fit_observation(config, batch)
+        action, counts = fit_targets(config, batch)
         size, samples = action.shape[0], config.num_flow_samples
         noise = sample_noise((size, samples, *action.shape[1:]), action.device)
         time = sample_time_beta(
@@ -199,16 +234,29 @@ class DeepFusionPolicy(StoredPolicy):
         with autocast(action.device, config.dtype):
             velocity = self.model.denoise(self._observe(batch), state, noisy, self.model.embed_time(time))
         error = flow_error(velocity.float(), target)
-        is_pad = batch.get("action_is_pad")
-        valid = torch.ones_like(error) if is_pad is None else (~is_pad).to(error.dtype)
+        valid = counts.to(error.dtype)
         losses = (error * valid).sum(1) / valid.sum(1).clamp(min=1)
         return (losses if reduction == "none" else losses.mean()), {}
+
+    def _settle_cameras(self, batch: dict[str, Tensor]) -> None:
+        """A base's cameras that the data set lacks: LeRobot tells the policy neither their names nor the rename map,
+        so that the first batch has to. Their slots are empty from then on, in the checkpoint too.
+        """
+        absent = absent_cameras(batch, self.config.cameras)
+        if absent:
+            self.config.leave_empty(absent)
+            self._built = BuiltSettings(self.config)
+            logger.warning(
+                f"the data set has no pictures of {absent}, which the policy knows: their slots stay empty, and the "
+                f"trained policy will not look at such cameras. The slots are now {self.config.cameras}"
+            )
 
     # --- acting -------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget the actions still queued; to be called when an episode starts."""
-        self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+        self._action_queue: deque[Tensor] = deque()
+        self._queued_steps = self.config.n_action_steps
 
     def supports_rtc(self) -> bool:
         return True
@@ -228,11 +276,11 @@ class DeepFusionPolicy(StoredPolicy):
             rtc: `inference_delay`, `prev_chunk_left_over` and `execution_horizon` of real-time chunking.
         """
         self.eval()
-        config = self.config
-        check_observation(config, batch)
+        config = self._current_config()
+        batch = fit_observation(config, batch)
         state = batch[OBS_STATE]
         shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
-        noise = sample_noise(shape, state.device) if noise is None else noise
+        noise = sample_noise(shape, state.device) if noise is None else fit_noise(noise, shape)
         with autocast(state.device, config.dtype):
             states = self.model.project_contexts(self._observe(batch))
             # The schedule is known: one pass of the time branch serves all steps.
@@ -253,6 +301,20 @@ class DeepFusionPolicy(StoredPolicy):
             )
         return check_chunk(chunk)
 
+    def _current_config(self) -> DeepFusionConfig:
+        """The config, whose run-time settings count from now on.
+
+        Raises:
+            ValueError: if one has no such value, or another than those was changed.
+        """
+        config, processor = self.config, self.rtc_processor
+        self._built.require(config)
+        config.check_run_time()
+        self._check_context_window()
+        if (None if processor is None else processor.rtc_config) is not config.rtc_config:
+            self.init_rtc_processor()
+        return config
+
     def _rtc_enabled(self) -> bool:
         return self.config.rtc_config is not None and self.config.rtc_config.enabled
 
@@ -265,7 +327,10 @@ class DeepFusionPolicy(StoredPolicy):
         """
         if self._rtc_enabled():
             raise RuntimeError("real-time chunking works on whole chunks: call predict_action_chunk instead")
+        steps = self.config.n_action_steps
+        if steps != self._queued_steps:  # changed in between: what is queued was to be executed differently
+            self.reset()
         if not self._action_queue:
             chunk = self.predict_action_chunk(batch, **kwargs)
-            self._action_queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
+            self._action_queue.extend(chunk[:, :steps].transpose(0, 1))
         return self._action_queue.popleft()

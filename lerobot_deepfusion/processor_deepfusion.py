@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +18,21 @@ from lerobot.processor import (
     make_default_policy_processor_steps,
     make_policy_processor_pipelines,
 )
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from .configuration_deepfusion import DeepFusionConfig
 from .inputs.batch_checks import check_values
-from .inputs.dataset_checks import check_statistics
 from .inputs.prompt import fill_prompt
+from .inputs.statistics_checks import check_statistics
 from .llava.bounds import check_size
 from .network.options import POLICY_SIZES
+from .storage.checked_loading import check_before_loading
+
+logger = logging.getLogger(__name__)
+
+check_before_loading()
 
 
 class _SameFeatures(ProcessorStep):
@@ -39,15 +45,30 @@ class _SameFeatures(ProcessorStep):
 @ProcessorStepRegistry.register(name="deepfusion_value_check_processor")
 @dataclass
 class DeepFusionValueCheckProcessorStep(_SameFeatures):
-    """Stops at numbers that would poison weights or reach the motors; see `check_values`."""
+    """Stops at numbers that would poison weights or reach the motors; see `check_values`.
+
+    State and actions leave it as float32: LeRobot's normaliser takes on the type of what it is given, and as whole
+    numbers its means and deviations would be cut to nothing.
+
+    Attributes:
+        cameras: keys that the policy sees; None in pipelines of 0.1, and behind the policy.
+    """
+
+    cameras: list[str] | None = None
 
     def __call__(self, transition: EnvTransition) -> EnvTransition:
-        check_values(
-            transition.get(TransitionKey.OBSERVATION) or {},
-            transition.get(TransitionKey.ACTION),
-            transition.get(TransitionKey.COMPLEMENTARY_DATA) or {},
-        )
+        transition = transition.copy()
+        observation = dict(transition.get(TransitionKey.OBSERVATION) or {})
+        action = transition.get(TransitionKey.ACTION)
+        check_values(observation, action, transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}, self.cameras)
+        if isinstance(observation.get(OBS_STATE), Tensor):
+            transition[TransitionKey.OBSERVATION] = {**observation, OBS_STATE: observation[OBS_STATE].float()}
+        if isinstance(action, Tensor):
+            transition[TransitionKey.ACTION] = action.float()
         return transition
+
+    def get_config(self) -> dict[str, Any]:
+        return {} if self.cameras is None else {"cameras": self.cameras}
 
 
 @ProcessorStepRegistry.register(name="deepfusion_prompt_processor")
@@ -147,14 +168,18 @@ def make_deepfusion_pre_post_processors(
 
     Args:
         config: of the policy; `vlm_config` is filled if it is empty.
-        dataset_stats: of the data set to train on.
+        dataset_stats: of the data set to train on. Without any nothing is normalised, which is said: a policy that
+            is not trained can be tried so.
 
     Raises:
         ValueError: if a statistic that normalisation needs is missing or not finite.
     """
     from .llava.reader import read_tokenizer, read_vlm_config
 
-    check_statistics(config, dataset_stats)
+    if dataset_stats is None:
+        logger.warning("no statistics are given: these processors leave states and actions as they are")
+    else:
+        check_statistics(config, dataset_stats)
     if config.vlm_config is None:
         config.vlm_config = read_vlm_config(config.vlm_path)
     prompt = DeepFusionPromptProcessorStep(
@@ -168,7 +193,7 @@ def make_deepfusion_pre_post_processors(
         input_steps=[
             steps.rename_observations,
             steps.add_batch_dim,
-            DeepFusionValueCheckProcessorStep(),
+            DeepFusionValueCheckProcessorStep(config.cameras),
             prompt,
             steps.to_device,
             steps.normalize,

@@ -22,7 +22,7 @@ from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from tests.checkpoints import write_llava
 from tests.commands import SCRIPTS, SHORT, TINY_YAML, finish, run, write_noise
-from tests.policies import STATS, make_config
+from tests.policies import STATS, make, make_config
 
 
 def test_distribution_is_found_by_its_raw_name() -> None:
@@ -43,6 +43,15 @@ def test_shim_registers_everything_and_no_network() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=580)
+
+
+def test_the_policy_alone_can_be_loaded(tmp_path: Path) -> None:
+    """Its module registers the steps that a checkpoint's processors name, in a process that imports nothing else."""
+    policy, _, pipelines = make()
+    for part in (policy, *pipelines.values()):
+        part.save_pretrained(tmp_path)
+    load = f"DeepFusionPolicy.from_pretrained({str(tmp_path)!r})"
+    finish(sys.executable, "-c", f"from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy; {load}")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
+from lerobot_deepfusion.configuration_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.llava.reader import read_vlm_config
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
@@ -224,6 +226,38 @@ def test_missing_camera_is_an_error_and_a_declared_one_is_masked() -> None:
     filled = {**batch, policy.config.cameras[-1]: torch.rand(3, 3, 9, 9)}
     filled[f"{policy.config.cameras[-1]}_padding_mask"] = torch.zeros(3, dtype=torch.bool)
     assert torch.allclose(chunk, policy.predict_action_chunk(filled, noise=noise), atol=1e-6)
+
+
+def test_a_camera_of_a_base_that_the_data_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Trained on two of its three cameras, as after `--rename_map`: the third's slot is empty from then on."""
+    base, batch, pipelines = make(cameras=("image", "images.b", "images.c"))
+    batch = {key: value for key, value in batch.items() if key != "observation.images.b"}
+    with pytest.raises(ValueError, match=r"camera 'observation.images.b' is not in the batch"):
+        base.predict_action_chunk(batch)  # acting, it is missed
+    base.train()
+    value = loss(base, batch)
+    assert "no pictures of ['observation.images.b']" in caplog.text
+    assert base.config.cameras == ["observation.image", "observation.images.empty_camera_0", "observation.images.c"]
+    caplog.clear()
+    assert loss(base, batch) == value
+    assert not caplog.text
+    # Its pictures would change nothing, and the checkpoint knows.
+    assert loss(base, {**batch, "observation.images.b": torch.rand(3, 3, 64, 80)}) == value
+    base.save_pretrained(tmp_path)
+    for pipeline in pipelines.values():
+        pipeline.save_pretrained(tmp_path)
+    trained = DeepFusionPolicy.from_pretrained(tmp_path)
+    assert trained.config.cameras == base.config.cameras
+    noise = torch.randn(3, 6, 3)
+    assert torch.equal(trained.predict_action_chunk(batch, noise), base.predict_action_chunk(batch, noise))
+    for key in ("observation.image", "observation.images.c"):
+        with pytest.raises(ValueError, match=f"camera '{key}' is not in the batch"):
+            trained.predict_action_chunk({name: value for name, value in batch.items() if name != key})
+
+
+def test_the_config_s_class_is_that_of_the_annotation() -> None:
+    """LeRobot's own tests take it from there, as a class and not as text."""
+    assert inspect.signature(DeepFusionPolicy.__init__).parameters["config"].annotation is DeepFusionConfig
 
 
 def test_absent_camera_equals_no_camera_at_all() -> None:

@@ -28,6 +28,17 @@ def test_stock_steps_keep_their_names() -> None:
     assert names == ["unnormalizer_processor", "device_processor", "deepfusion_value_check_processor"]
 
 
+def test_processors_of_a_policy_that_is_not_trained(caplog: pytest.LogCaptureFixture) -> None:
+    """LeRobot's factory is asked for them without statistics: nothing is normalised, and that is said."""
+    pre, post = make_deepfusion_pre_post_processors(make_config())
+    assert "no statistics are given" in caplog.text
+    batch = make_batch(make_config())
+    assert torch.equal(pre(batch)["observation.state"], batch["observation.state"])
+    assert torch.equal(post(batch["action"]), batch["action"])
+    with pytest.raises(ValueError, match="statistics have no 'mean'"):  # some, but not those that are needed
+        make_deepfusion_pre_post_processors(make_config(), {})
+
+
 def test_prompt_has_one_image_token_and_the_text() -> None:
     config = make_config()
     pre, _ = make_deepfusion_pre_post_processors(config, STATS)

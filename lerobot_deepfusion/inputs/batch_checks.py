@@ -7,7 +7,7 @@ what it was built for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ ROUNDING = 1e-3  # by which a resized or augmented picture may leave [0, 1]
 # --- values, in the pre-processor -------------------------------------------------------------------------
 
 
-def check_values(observation: Mapping[str, Any], action: Any, about: Mapping[str, Any]) -> None:
+def check_values(
+    observation: Mapping[str, Any], action: Any, about: Mapping[str, Any], cameras: Sequence[str] | None = None
+) -> None:
     """Numbers that would poison weights or reach the motors.
 
     Args:
@@ -31,6 +33,7 @@ def check_values(observation: Mapping[str, Any], action: Any, about: Mapping[str
             are let through: if the policy has them among its cameras, it refuses them.
         action: [B, ...], or nothing.
         about: what the sample says of itself: `episode_index` and `index`, where it comes from a data set.
+        cameras: keys that the policy sees; if they are not known, what is named and shaped like a picture.
 
     Raises:
         ValueError: for a number that is not finite or a picture that is no float in [0, 1].
@@ -38,40 +41,63 @@ def check_values(observation: Mapping[str, Any], action: Any, about: Mapping[str
     for key, value in observation.items():
         if not isinstance(value, Tensor):
             continue
-        if key.startswith(OBS_IMAGE) and value.ndim == 4 and value.shape[1] == 3:
-            _check_picture(key, value, about)
+        looks_like_one = key.startswith(OBS_IMAGE) and value.ndim == 4 and value.shape[1] == 3
+        if looks_like_one if cameras is None else key in cameras and value.ndim == 4:
+            check_pictures({key: value}, about)
         elif key == OBS_STATE:
             _check_finite(key, value, about)
     if isinstance(action, Tensor):
         _check_finite(ACTION, action, about)
 
 
-def _check_picture(key: str, picture: Tensor, about: Mapping[str, Any]) -> None:
-    if not picture.is_floating_point():
-        raise ValueError(f"{key} is of {picture.dtype}; expected floats in [0, 1]: divide bytes by 255")
-    low, high = (value.item() for value in torch.aminmax(picture))
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-        _check_finite(key, picture, about)
-        raise ValueError(
-            f"{key} has values from {low:.4g} to {high:.4g}; expected [0, 1]. Divide bytes by 255, leave "
-            "policy.normalization_mapping VISUAL at IDENTITY (the policy normalises pictures as its VLM wants them), "
-            "or look at --dataset.image_transforms"
-        )
+def check_pictures(pictures: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for one that is no float in [0, 1].
+    """
+    for key, picture in pictures.items():
+        if not picture.is_floating_point():
+            raise ValueError(f"{key} is of {picture.dtype}; expected floats in [0, 1]: divide bytes by 255")
+    filled = {key: picture for key, picture in pictures.items() if picture.numel()}
+    if not filled:
+        return
+    # On a GPU each look at a number waits for all work before it; so one for all cameras.
+    ranges = torch.stack([torch.stack(torch.aminmax(picture)).float() for picture in filled.values()]).tolist()
+    for (key, picture), (low, high) in zip(filled.items(), ranges, strict=True):
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            _check_finite(key, picture, about)
+            raise ValueError(
+                f"{key} has values from {low:.4g} to {high:.4g}; expected [0, 1]. Divide bytes by 255, leave "
+                "policy.normalization_mapping VISUAL at IDENTITY (the policy normalises pictures as its VLM wants "
+                "them), or look at --dataset.image_transforms"
+            )
 
 
 def _check_finite(key: str, value: Tensor, about: Mapping[str, Any]) -> None:
     finite = torch.isfinite(value)
     if finite.all():
         return
-    rows = (~finite.flatten(1).all(1)).nonzero()[:, 0].tolist()
-    places = [
-        f"{name} {about[name].flatten()[rows].tolist()}" for name in ("episode_index", "index") if name in about
-    ]
+    known = {name: about[name].flatten() for name in ("episode_index", "index") if name in about}
+    size = len(next(iter(known.values()))) if known else len(value)
+    broken = ~finite
+    # A state of one dimension comes as [B], which LeRobot takes for one row.
+    broken = broken.view(size, -1) if value.numel() == size else broken
+    rows = broken.flatten(1).any(1).nonzero()[:, 0].tolist()
+    places = [f"{name} {_places(name, known[name], rows, key, broken)}" for name in known]
     where = f"at {' and '.join(places)} of the data set" if places else f"in row {rows} of the batch"
     raise ValueError(
         f"{key} has {int((~finite).sum())} values that are NaN or infinite, {where}; expected finite numbers. Repair "
         "or drop these frames (lerobot-edit-dataset), or the sensor that they come from"
     )
+
+
+def _places(name: str, known: Tensor, rows: list[int], key: str, broken: Tensor) -> list[int]:
+    """Episodes or frames of some rows; of a chunk of actions the frame of its first broken one."""
+    found = known[rows].tolist()
+    if name != "index" or key != ACTION or broken.ndim < 2:
+        return found
+    later = broken[rows].flatten(2).any(2) if broken.ndim == 3 else broken[rows]
+    return [place + int(offset) for place, offset in zip(found, later.int().argmax(1).tolist(), strict=True)]
 
 
 # --- shapes, in the policy --------------------------------------------------------------------------------
@@ -87,6 +113,8 @@ def check_observation(config: Any, batch: Mapping[str, Tensor]) -> None:
         ValueError: if a shape is wrong or the state is missing.
     """
     for key, feature in config.image_features.items():
+        if key in batch and not isinstance(batch[key], Tensor):
+            raise ValueError(f"{key} is a {type(batch[key]).__name__}; expected a tensor [batch, 3, height, width]")
         if key in batch and EMPTY_CAMERA not in key:
             check_camera(key, tuple(batch[key].shape), feature)
     feature = config.robot_state_feature
@@ -95,7 +123,14 @@ def check_observation(config: Any, batch: Mapping[str, Tensor]) -> None:
             f"{OBS_STATE} is not in the batch, which has {sorted(k for k in batch if k.startswith('observation'))}; "
             "rename with --rename_map"
         )
+    if not isinstance(batch[OBS_STATE], Tensor):
+        raise ValueError(f"{OBS_STATE} is a {type(batch[OBS_STATE]).__name__}; expected a tensor [batch, dimensions]")
     check_vector(OBS_STATE, batch[OBS_STATE], feature)
+    if batch[OBS_STATE].ndim != 2:
+        raise ValueError(
+            f"{OBS_STATE} has the shape {tuple(batch[OBS_STATE].shape)}; expected [batch, {feature.shape[0]}]: the "
+            "pre-processor gives a single observation its batch axis"
+        )
 
 
 def check_camera(key: str, shape: tuple[int, ...], feature: PolicyFeature) -> None:
@@ -120,9 +155,10 @@ def check_vector(key: str, value: Tensor, feature: PolicyFeature) -> None:
     Raises:
         ValueError: if the last axis is not as long as the feature's.
     """
-    if value.shape[-1] != feature.shape[0]:
+    found = value.shape[-1] if value.ndim else 0
+    if found != feature.shape[0]:
         raise ValueError(
-            f"{key} has {value.shape[-1]} dimensions; expected {feature.shape[0]}. Take the robot or data set that "
+            f"{key} has {found} dimensions; expected {feature.shape[0]}. Take the robot or data set that "
             "the policy was trained on, or train on the new one from --policy.path"
         )
 

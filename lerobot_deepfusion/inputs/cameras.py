@@ -5,12 +5,21 @@ Axis letters: B batch, C cameras.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .images import letterbox
 
 EMPTY_CAMERA = "empty_camera"  # in the key of a slot that no camera fills
+
+
+def absent_cameras(batch: Mapping[str, Any], cameras: Sequence[str]) -> list[str]:
+    """Those that a batch has no pictures of, if it has any of the others."""
+    absent = [key for key in cameras if key not in batch and EMPTY_CAMERA not in key]
+    return absent if any(key in batch for key in cameras) else []
 
 
 def stack_cameras(

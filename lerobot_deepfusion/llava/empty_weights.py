@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -27,3 +28,8 @@ def empty_weights() -> Iterator[None]:
     # accelerate alone lets each parameter be allocated and then moves it, which a hostile size would not survive.
     with init_empty_weights(include_buffers=False), _EmptyOnMeta():
         yield
+
+
+def fill_empty(module: nn.Module) -> None:
+    """Zeros for what was built without weights, which something else will overwrite."""
+    module._apply(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedCon
 from . import tiny
 from .bounds import LLAVA_MODEL_TYPES, check_vlm_model, finite, without_code
 from .chat_template import read_prompt
+from .place import check_place
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them, and image processors after it
 
@@ -28,7 +29,7 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
 
     Raises:
         ValueError: if `vlm_path` is no LLaVA, or its chat template or image processor is of another make.
-        OSError: if it can't be found; transformers' message.
+        OSError: if it can't be found.
     """
     if vlm_path == tiny.TINY:
         return {
@@ -39,6 +40,7 @@ def read_vlm_config(vlm_path: str) -> dict[str, Any]:
             "image_std": list(tiny.IMAGE_STD),
             "image_resample": "bilinear",
         }
+    vlm_path = check_place("policy.vlm_path", vlm_path)
     config = AutoConfig.from_pretrained(vlm_path, trust_remote_code=False)  # or it asks, and waits for an answer
     if config.model_type not in LLAVA_MODEL_TYPES:
         raise ValueError(
@@ -115,7 +117,7 @@ def read_tokenizer(vlm_path: str) -> Tokenizer:
     tokenizer = (
         tiny.byte_tokenizer()
         if vlm_path == tiny.TINY
-        else AutoTokenizer.from_pretrained(vlm_path, trust_remote_code=False)
+        else AutoTokenizer.from_pretrained(check_place("policy.vlm_path", vlm_path), trust_remote_code=False)
     )
     if not tokenizer.is_fast:
         raise ValueError(f"policy.vlm_path={vlm_path!r} has no fast tokenizer, which checkpoints need")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -162,16 +163,30 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
         return replace(vlm_states, context=context)
 
 
+@lru_cache
+def _frequencies(size: int) -> tuple[list[float], list[float], list[float]]:
+    """Turns within [0, 1] of each time feature, and the same as an eighth's multiple and what is left of it."""
+    steps = max(size // 2 - 1, 1)
+    exact = [(MAX_PERIOD / MIN_PERIOD) ** -(index / steps) / MIN_PERIOD for index in range(size // 2)]
+    coarse = [round(8 * turns) / 8 for turns in exact]
+    return exact, coarse, [turns - part for turns, part in zip(exact, coarse, strict=True)]
+
+
 def time_features(time: Tensor, size: int = TIME_FEATURES) -> Tensor:
     """Sine and cosine features of the flow time: [...] -> [..., size].
 
-    Periods go geometrically from `MIN_PERIOD` to `MAX_PERIOD`, as in openpi; float64 inside, since the
-    shortest period turns 250 times within [0, 1].
+    Periods go geometrically from `MIN_PERIOD` to `MAX_PERIOD`, as in openpi. The shortest turns 250 times within
+    [0, 1], of which float32 would leave an angle wrong by 1e-4, and Apple's GPUs have no float64. So time and turns
+    are split: the product of the coarse parts (13 and 11 bits) is exact, and so is what is left of it without its
+    whole turns; the rest is small. Against float64 the worst error is 4.2e-7.
     """
-    exponent = torch.linspace(0, 1, size // 2, dtype=torch.float64, device=time.device)
-    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** exponent
-    angle = 2 * math.pi * time.double()[..., None] / period
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+    exact, coarse, rest = (torch.tensor(part, dtype=torch.float32, device=time.device) for part in _frequencies(size))
+    time = time.float()[..., None]
+    start = (time * 4096).round() / 4096
+    turns = start * coarse
+    turns = turns - turns.round() + (start * rest + (time - start) * exact)
+    angle = 2 * math.pi * (turns - turns.round())
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 def exactly(module: nn.Module, x: Tensor) -> Tensor:

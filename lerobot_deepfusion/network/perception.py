@@ -54,6 +54,10 @@ class _VlmLayer:
     post_attention_layernorm: nn.Module
     mlp: nn.Module | None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its class is made here, so that pickling and copying find it by the class that it was made of."""
+        return _new_vlm_layer, (type(self).__mro__[2],), self.__dict__
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -76,6 +80,11 @@ _vlm_layer_classes: dict[type, type] = {}
 def _vlm_layer_class(base: type) -> type:
     # The name stays: FSDP and accelerate find layer classes by name.
     return _vlm_layer_classes.setdefault(base, type(base.__name__, (_VlmLayer, base), {}))
+
+
+def _new_vlm_layer(base: type[nn.Module]) -> nn.Module:
+    """One without its weights, which unpickling gives it next."""
+    return base.__new__(_vlm_layer_class(base))
 
 
 class Perception(nn.Module):

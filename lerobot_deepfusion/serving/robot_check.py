@@ -10,10 +10,14 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from ..configuration_deepfusion import DeepFusionConfig
 from ..inputs.batch_checks import check_camera
 from ..inputs.cameras import EMPTY_CAMERA
+from ..inputs.identity import check_robot_names
 
 
 def check_robot(features: dict[str, dict[str, Any]], config: DeepFusionConfig) -> None:
-    """What the robot sends must be what the policy sees. (LeRobot's client doesn't say what actions it takes.)
+    """What the robot sends must be what the policy sees, by name and in its order.
+
+    LeRobot's client doesn't say what actions it takes. It takes them in the order of its own motors, which is that of
+    its state too.
 
     Args:
         features: observations of the robot, as a LeRobotDataset describes them.
@@ -39,6 +43,7 @@ def check_robot(features: dict[str, dict[str, Any]], config: DeepFusionConfig) -
             f"the robot sends a state of {len(joints)} values {joints} and the policy expects {size}; serve a policy "
             "that was trained on this robot"
         )
+    check_robot_names(joints, None, config.state_feature_names, None)
 
 
 def check_pictures(values: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], config: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from lerobot.utils.constants import OBS_IMAGE, OBS_IMAGES
 
-from .expert import image_state_action_features
 from .metaworld_fast import MetaworldFastEnv
+from .scripted_expert import image_state_action_features
 
 EPISODE_LENGTH = 200  # an expert that has not succeeded by then is stuck
 

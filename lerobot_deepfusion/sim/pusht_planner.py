@@ -16,7 +16,7 @@ import numpy as np
 import shapely.geometry as sg
 from gym_pusht.envs.pusht import PushTEnv
 
-from .expert import image_state_action_features
+from .scripted_expert import image_state_action_features
 
 AGENT_RADIUS = 15
 CLEARANCE = 6  # between the agent and the T when it does not push

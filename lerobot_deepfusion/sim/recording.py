@@ -69,12 +69,12 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
     import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from . import experts
+    from . import experts_by_name
 
     datasets.disable_progress_bars()  # one for each episode, over the one that counts episodes
     root = folder / f"{part.name}.partial"
     shutil.rmtree(root, ignore_errors=True)
-    expert = experts.make(
+    expert = experts_by_name.make(
         recipe.simulator,
         part.task,
         size=recipe.size,

@@ -65,10 +65,18 @@ def read_checkpoint_config(source: str | Path, **hub: Any) -> DeepFusionConfig:
     return saved
 
 
-def require_same_architecture(config: DeepFusionConfig, saved: DeepFusionConfig, source: str | Path) -> None:
+def require_same_architecture(
+    config: DeepFusionConfig, saved: DeepFusionConfig, source: str | Path, revision: Any = None
+) -> None:
     """
+    Args:
+        config: to be used.
+        saved: that of the checkpoint.
+        source: where that is.
+        revision: of it, if it is on the Hub and one was asked for.
+
     Raises:
-        ValueError: naming the fields in which `config` differs from `saved`, that of the checkpoint `source`.
+        ValueError: naming the fields in which the two differ.
     """
     different = [name for name in ARCHITECTURE if getattr(config, name) != getattr(saved, name)]
     if different:
@@ -79,6 +87,21 @@ def require_same_architecture(config: DeepFusionConfig, saved: DeepFusionConfig,
             for name in different
         )
         raise ValueError(
-            f"{source} has another architecture than the config given: {found}; use --policy.path={source} to "
-            "take the checkpoint's own config"
+            f"{where(source, revision)} has another architecture than the config given: {found}; use "
+            f"--policy.path={source} to take the checkpoint's own config. {of_another_revision(revision)}"
         )
+
+
+def where(source: object, revision: Any) -> str:
+    """A checkpoint's place, for a message."""
+    return f"{source} at revision {str(revision)!r}" if revision else str(source)
+
+
+def of_another_revision(revision: Any) -> str:
+    """Why a config may not be that of the weights, for a message."""
+    weights = f"revision {str(revision)!r}" if revision else "another revision"
+    return (
+        f"If the weights are of {weights} and the config of 'main', where lerobot-eval reads it whatever "
+        "--policy.pretrained_revision says, download that revision (hf download ... --revision=...) and give its "
+        "folder as --policy.path"
+    )

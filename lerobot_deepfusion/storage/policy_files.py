@@ -5,6 +5,8 @@ LeRobot's policy class with what concerns files; `modeling_deepfusion` adds what
 
 from __future__ import annotations
 
+import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,19 +14,25 @@ from huggingface_hub import ModelCard
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import OBS_STATE, PRETRAINED_MODEL_DIR
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from torch import Tensor
 
 from ..configuration_deepfusion import DeepFusionConfig
+from ..inputs.rollout_check import watch_rollouts
 from ..network.lockstep import DeepFusionModel
 from ..training.precision import set_precision
 from .checkpoint_config import read_checkpoint_config, require_same_architecture
-from .hub_push import safe_push
+from .checkpoint_place import pinned, remember_commit
+from .hub_push import safe_push, watch_publishing
 from .model_card import model_card
 from .processor_files import check_checkpoint_files
 from .safetensors_files import load_weights, stored_tensors
-from .whole_saves import warn_of_little_room, whole_save
+from .stored_processors import check_stored_statistics, check_tasks_of
+from .trained_settings import adopt_dataset, require_trained_settings
+from .whole_saves import is_main_process, warn_of_little_room, whole_save
 
+# LeRobot after 0.6.1 gathers sharded weights itself, and so has every process save.
+GATHERS = "state_dict" not in inspect.signature(PreTrainedPolicy._save_pretrained).parameters
 HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
 
@@ -34,6 +42,10 @@ class StoredPolicy(PreTrainedPolicy):
     config_class = DeepFusionConfig
     name = "deepfusion"
     model: DeepFusionModel
+
+    def __init__(self, config: DeepFusionConfig) -> None:
+        super().__init__(config)
+        watch_publishing()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -48,28 +60,39 @@ class StoredPolicy(PreTrainedPolicy):
 
         Args:
             pretrained_name_or_path: directory or Hub id.
-            config: used in place of the checkpoint's; must have the same architecture.
+            config: used in place of the checkpoint's; must have the same architecture and, unless it is trained on,
+                the same of all that was trained.
             strict: always taken as True: every weight must be there and none left over.
-            kwargs: as LeRobot's `from_pretrained` (`revision`, `token`, ...).
+            kwargs: as LeRobot's `from_pretrained` (`revision`, `token`, ...); `dataset_meta` of a data set that it is
+                to be trained on. A revision is resolved once, and every file is of that commit.
 
         Raises:
-            ValueError: if the checkpoint is of another policy type, its config is wrong, `config` describes
-                another architecture, or a file is damaged or names something outside the checkpoint.
+            ValueError: if the checkpoint is of another policy type, its config is wrong, `config` or the data set
+                describes another policy, or a file is damaged or names something outside the checkpoint.
+            FileNotFoundError: if there is no such directory.
             RuntimeError: if a weight is missing, left over or of another shape; the message names it.
         """
-        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        saved = read_checkpoint_config(pretrained_name_or_path, **hub)
-        check_checkpoint_files(pretrained_name_or_path, **hub)
+        source, asked, meta = pretrained_name_or_path, kwargs.get("revision"), kwargs.get("dataset_meta")
+        hub = pinned(source, {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs})
+        saved = read_checkpoint_config(source, **hub)
+        check_checkpoint_files(source, **hub)
         if config is None:
             config = saved
         elif not isinstance(config, DeepFusionConfig):
             raise ValueError(f"a config of type {config.type!r} does not describe a 'deepfusion' policy")
         config.vlm_config = config.vlm_config or saved.vlm_config
-        require_same_architecture(config, saved, pretrained_name_or_path)
-        _adopt_state_size(config, kwargs.get("dataset_meta"))
-        return super().from_pretrained(
-            pretrained_name_or_path, config=config, strict=True, vlm_weights=False, **kwargs
-        )
+        require_same_architecture(config, saved, source, asked)
+        if meta is not None:
+            adopt_dataset(config, saved, meta, source)
+            check_tasks_of(meta, config, source, hub)
+        elif not config.use_peft:  # adapters have a config of their own, and processors beside it
+            for features in (saved, config):
+                features.validate_features()
+            require_trained_settings(config, saved, source, asked)
+            check_stored_statistics(config, source, hub)
+        watch_rollouts()  # LeRobot's rollout loads the policy first, then connects the robot
+        remember_commit(config, source, asked, hub.get("revision"))
+        return super().from_pretrained(source, config=config, strict=True, vlm_weights=False, **{**kwargs, **hub})
 
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]
@@ -87,12 +110,22 @@ class StoredPolicy(PreTrainedPolicy):
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """LeRobot's, whole or not at all.
 
+        Args:
+            save_directory: exists.
+            state_dict: gathered weights, in LeRobot 0.6.1. Later ones gather them in here: there every process comes
+                here, and the main one alone writes.
+
         Raises:
             OSError: on a full disk; the message has the folder, the bytes needed and the bytes free.
         """
+        save = super()._save_pretrained
+        if GATHERS and not is_main_process():
+            save(save_directory)  # takes part in the gathering
+            return
+        given = {} if GATHERS else {"state_dict": state_dict}
         weights = (self.state_dict() if state_dict is None else state_dict).values()
         with whole_save(save_directory, sum(value.numel() * value.element_size() for value in weights)) as partial:
-            super()._save_pretrained(partial, state_dict=state_dict)
+            save(partial, **given)
         if save_directory.name == PRETRAINED_MODEL_DIR:  # lerobot-train's checkpoint: AdamW's two moments follow
             warn_of_little_room(save_directory, sum(8 * p.numel() for p in self.parameters() if p.requires_grad))
 
@@ -100,7 +133,8 @@ class StoredPolicy(PreTrainedPolicy):
         self, cfg: TrainPipelineConfig, *args: Any, dataset_meta: Any = None, **kwargs: Any
     ) -> None:
         """LeRobot's push at the end of training; a failure names the checkpoint and how to push it later."""
-        with safe_push(self.config, cfg, dataset_meta):
+        # After 0.6.1 this leads to LeRobot's publisher, around which the same stands already.
+        with nullcontext() if GATHERS else safe_push(self.config, cfg, dataset_meta):
             super().push_model_to_hub(cfg, *args, dataset_meta=dataset_meta, **kwargs)
 
     def generate_model_card(
@@ -108,9 +142,3 @@ class StoredPolicy(PreTrainedPolicy):
     ) -> ModelCard:
         """The card that a push uploads; the positional arguments are in the config too."""
         return model_card(self.config, cfg, dataset_meta)
-
-
-def _adopt_state_size(config: DeepFusionConfig, dataset_meta: Any) -> None:
-    """Fine-tuning on another robot: LeRobot takes the action's size from the data set, and leaves the state's."""
-    if dataset_meta is not None and OBS_STATE in dataset_meta.features and config.robot_state_feature is not None:
-        config.robot_state_feature.shape = tuple(dataset_meta.features[OBS_STATE]["shape"])

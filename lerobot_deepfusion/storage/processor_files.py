@@ -2,14 +2,16 @@
 
 LeRobot's loader imports whatever `class` path such a file names and calls what it finds there with arguments from
 the file (`os.system` included), and joins `state_file` to the directory, wherever that leads. Its commands and the
-policy server load the policy first, so the policy looks at these files too. What it can't see: processors loaded
-from another place than the policy (`pretrained_path`), or alone, and a Hub repository that changes in between.
+policy server load the policy first, so the policy looks at these files too, and so does LeRobot's factory before it
+loads processors for a config of this policy (`checked_loading`). What neither sees: a pipeline that is loaded by
+itself, without a config (`PolicyProcessorPipeline.from_pretrained`).
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -60,7 +62,14 @@ def check_checkpoint_files(source: str | Path, **hub: Any) -> None:
             f"{folder} has no {SAFETENSORS_SINGLE_FILE}; weights are read from safetensors files only, never from "
             "pickled ones (.bin, .pt, .ckpt), which can run code"
         )
-    for name in PROCESSOR_FILES:
+    check_processor_files(source, PROCESSOR_FILES, **hub)
+
+
+def check_processor_files(source: str | Path, names: Sequence[str], **hub: Any) -> None:
+    """Whether processor files, where they are there, are safe to load; see `check_checkpoint_files`."""
+    folder = Path(source)
+    local = folder.is_dir()
+    for name in names:
         if local:
             path = folder / name
         else:
@@ -85,6 +94,7 @@ def _check_processor_file(path: Path, with_state: bool) -> None:
         if not isinstance(step, dict) or not isinstance(step.get("config", {}), dict):
             raise ValueError(f"{where}: expected a 'registry_name', a 'config' and perhaps a 'state_file'")
         _check_step_name(step, where)
+        _check_artifacts(step, where)
         if "state_file" not in step:
             continue
         state_file = step["state_file"]
@@ -96,6 +106,17 @@ def _check_processor_file(path: Path, with_state: bool) -> None:
             if not (path.parent / state_file).is_file():
                 raise FileNotFoundError(f"{where}: there is no {state_file} beside it")
             stored_tensors([path.parent / state_file])  # a damaged one stops here, with its name
+
+
+def _check_artifacts(step: dict[str, Any], where: str) -> None:
+    """Folders that a step wants to read, as LeRobot after 0.6.1 saves them: inside the checkpoint, or not at all."""
+    artifacts = step.get("artifacts") or {}
+    inside = isinstance(artifacts, dict) and all(
+        isinstance(path, str) and path and not PurePosixPath(path).is_absolute() and ".." not in path.split("/")
+        for path in artifacts.values()
+    )
+    if not inside or "\\" in str(artifacts):
+        raise ValueError(f"{where}: artifacts={artifacts!r:.200} are no paths inside the checkpoint's directory")
 
 
 def _check_step_name(step: dict[str, Any], where: str) -> None:

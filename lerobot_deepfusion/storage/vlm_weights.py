@@ -15,6 +15,7 @@ from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from ..llava.bounds import least_parameters
+from ..llava.place import check_place
 from ..network.perception import Perception
 from .safetensors_files import StoredTensor, some, stored_tensors, weight_files
 
@@ -36,7 +37,7 @@ def check_vlm_weights(vlm_path: str, model: dict[str, Any]) -> None:
 
 
 def _vlm_tensors(vlm_path: str) -> dict[str, StoredTensor]:
-    folder = Path(vlm_path)
+    folder = Path(check_place("policy.vlm_path", vlm_path))
     if not folder.is_dir():
         folder = Path(snapshot_download(vlm_path, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
     return stored_tensors(weight_files(folder))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch.distributed
 from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,11 @@ def error_code(error: Exception) -> int | None:
     """The operating system's number; safetensors has it only in its text."""
     found = re.search(r"os error (\d+)", str(error))
     return getattr(error, "errno", None) or (int(found[1]) if found else None)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files: the first of several, or the only one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def free_bytes(directory: Path) -> int:

@@ -1,7 +1,8 @@
 """FSDP: where the network is cut into shards, and in which type it computes.
 
 FSDP gathers a unit's weights while the unit is at work, and shards its gradients and optimizer state too. accelerate
-takes the units from the policy's `_no_split_modules`, and stops at a name that is not in the model.
+takes the units from the policy's `_no_split_modules` (LeRobot after 0.6.1 from `_fsdp_wrap_modules` of its class),
+and stops at a name that is not in the model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.distributed.fsdp import MixedPrecision
+from torch.distributed.fsdp import MixedPrecision, MixedPrecisionPolicy
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..network.expert import TimeModulation
@@ -33,5 +34,6 @@ def keep_types() -> None:
     images would be of a type that can't be resized. The policy's own autocast casts what can be, as without FSDP.
     """
     plugin = AcceleratorState._shared_state.get("fsdp_plugin")
-    if plugin is not None and plugin.fsdp_version == 1:
-        plugin.mixed_precision_policy = MixedPrecision()
+    if plugin is not None:
+        none = MixedPrecision() if plugin.fsdp_version == 1 else MixedPrecisionPolicy(cast_forward_inputs=False)
+        plugin.mixed_precision_policy = none

@@ -7,6 +7,7 @@ smaller than 1/256 of a weight. Frozen weights have no updates to lose.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -19,6 +20,32 @@ def set_precision(module: nn.Module, dtype: str) -> None:
         wanted = torch.float32 if parameter.requires_grad else frozen
         if parameter.dtype != wanted:
             parameter.data = parameter.data.to(wanted)
+
+
+class TypesOfTheConfig(nn.Module):
+    """A module that moves to other devices, and is cast by its config alone."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """
+        Raises:
+            ValueError: for another type than float32: normalisation, rotary positions and trained weights stay in it.
+        """
+        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
+        if dtype not in (None, torch.float32):
+            raise ValueError(
+                f"a policy can't be cast to {dtype}: in which type each part computes is policy.dtype's to say. "
+                "Build or load it with --policy.dtype=bfloat16 (and --policy.train_expert_only for a VLM kept in it)"
+            )
+        return super().to(*args, **kwargs)
+
+    def half(self) -> Self:
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Self:
+        return self.to(torch.bfloat16)
+
+    def double(self) -> Self:
+        return self.to(torch.float64)
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:

@@ -138,6 +138,6 @@ def test_costs_of_the_switch_are_those_in_the_docs(
 
 @pytest.mark.slow
 def test_memory_sees_checkpointing() -> None:
-    """A process each; measured 0.30 of the plain step, gradients included."""
-    plain, less = (memory.peak("deepfusion kv", "S256-B8", kind) for kind in ("plain", "checkpointing"))
+    """A process each; measured 0.46 of the plain step, gradients included."""
+    plain, less = (memory.peak("deepfusion kv", "S256-B2", kind) for kind in ("plain", "checkpointing"))
     assert 0 < less < 0.6 * plain

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import runpy
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +44,7 @@ from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import hide_state, peer_config
 from benchmarks.study.run import build, execute, parameters, schedule, train
 from benchmarks.study.vlm import write_vlm
-from tests.commands import TINY_YAML, finish, write_noise
+from tests.commands import ROOT, TINY_YAML, finish, run, write_noise
 
 FRAMES = 36
 
@@ -353,25 +354,19 @@ def test_compare_fusions_refuses_to_mix(tmp_path: Path) -> None:
         same_or_stop(argparse.Namespace(**{**asked, "options": []}))
 
 
-# The script twice in one process, in which LeRobot's commands run too: importing LeRobot takes longer than the rest.
-COMPARE = """
-import runpy, sys
-sys.path.insert(0, sys.argv[1])
-import compare_fusions
-def run(*command):
-    print("$", *command)
-    own, sys.argv = sys.argv, [str(compare_fusions.Path(sys.executable).with_name(command[0])), *command[1:]]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        assert not end.code
-    sys.argv = own
-compare_fusions.run = run
-sys.argv = sys.argv[1:]
-compare_fusions.main()
-print("AGAIN")
-compare_fusions.main()
-"""
+def commands_run_here() -> None:
+    """Those that a script would start run in its own process."""
+
+    def here(command: list[str], check: bool) -> None:
+        own, sys.argv = sys.argv, command
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+        sys.argv = own
+
+    subprocess.run = here
 
 
 @pytest.mark.slow
@@ -382,8 +377,7 @@ def test_compare_fusions(tmp_path: Path) -> None:
     arms = ["--policy.fusion=late", "--policy.fusion=kv --policy.fusion_layers=first_1"]
     options = [f"--repo-id={repo}", f"--root={root}", f"--out={tmp_path / 'out'}", f"--config={TINY_YAML}"]
     options += ["--steps=1", "--hold-out=0.5", "--num_workers=0", "--batch_size=2", *(f"--arm={arm}" for arm in arms)]
-    printed = finish(sys.executable, "-c", COMPARE, fusion_study.ROOT / "examples", *options)
-    first, again = printed.split("AGAIN")
+    first, again = (run(ROOT / "examples/compare_fusions.py", *options, inside=commands_run_here) for _ in range(2))
     assert first.count("$ lerobot-train") == 2
     assert "$ lerobot-train" not in again
     assert "--dataset.episodes=[0, 2]" in first

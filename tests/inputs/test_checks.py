@@ -43,8 +43,6 @@ def test_statistics_stop_a_run_before_its_first_step(change: dict, mode: str, me
     config.normalization_mapping |= {"STATE": NormalizationMode[mode], "ACTION": NormalizationMode[mode]}
     with pytest.raises(ValueError, match=message):
         make_deepfusion_pre_post_processors(config, {**STATS, **change})
-    with pytest.raises(ValueError, match="have no"):
-        make_deepfusion_pre_post_processors(config, None)
     with pytest.raises(ValueError, match=message):
         DeepFusionPolicy(config, dataset_meta=meta(**change))
 

@@ -48,7 +48,8 @@ def running(policies: tuple[str, ...] = (), tls: Tls | None = None, **options: A
         asyncio.run_coroutine_threadsafe(server.stop(None), loop).result(60)
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive(), "the server's loop does not end"
         service.worker.shutdown()
         loop.close()
 

@@ -48,16 +48,25 @@ TASK = "push the puck"
 STATE, CAMERA = "observation.state", "observation.images.front"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save(folder: Path, steps: int = 2, **changes: Any) -> Path:
     """A policy of one camera, with a slot that stays empty."""
     torch.manual_seed(0)
-    config = make_config(cameras=("images.front",), empty_cameras=1)
-    config.input_features[CAMERA].shape = (3, *FRAME[:2])
-    folder = tmp_path_factory.mktemp("checkpoint")
+    config = make_config(cameras=("images.front",), empty_cameras=1, **changes)
+    config.input_features[CAMERA].shape, config.num_inference_steps = (3, *FRAME[:2]), steps
     for part in (DeepFusionPolicy(config), *make_deepfusion_pre_post_processors(config, STATS)):
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One denoise step and two layers, a whole one and one of keys and values: more cost a compiler as much again."""
+    return save(tmp_path_factory.mktemp("short"), steps=1, fusion_layers="first_2")
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +171,21 @@ def test_pictures_of_a_robot_are_not_stretched(checkpoint: Path, size: tuple[int
     features = {STATE: {"names": [*fakerobot.STATE]}, CAMERA: {"shape": (*size, 3)}}
     with nullcontext() if fits else pytest.raises(ValueError, match=r"480 x 640 pixels.*trained on 720 x 1280"):
         check_robot(features, PreTrainedConfig.from_pretrained(checkpoint))
+
+
+def test_joints_of_a_robot_are_those_that_were_trained(checkpoint: Path) -> None:
+    """By name and in order, though their number is right."""
+    config = PreTrainedConfig.from_pretrained(checkpoint)
+    features = {STATE: {"names": [*fakerobot.STATE]}, CAMERA: {"shape": (720, 1280, 3)}}
+    check_robot(features, config)  # a checkpoint without names
+    config.state_feature_names = [*fakerobot.STATE]
+    check_robot(features, config)
+    config.state_feature_names = [*reversed(fakerobot.STATE)]
+    with pytest.raises(ValueError, match=r"the robot has for observation\.state the same names in another order"):
+        check_robot(features, config)
+    config.state_feature_names = ["elsewhere.pos", *fakerobot.STATE[1:]]
+    with pytest.raises(ValueError, match=r"the robot has for observation\.state other names.*Put its motors"):
+        check_robot(features, config)
 
 
 @pytest.mark.slow
@@ -334,14 +358,14 @@ def test_rollout(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.parametrize("inference", [("--inference.type=sync", "--duration=2"), (*RTC, "--duration=150")])
-def test_compiled_rollout(checkpoint: Path, tmp_path: Path, inference: tuple) -> None:
+def test_compiled_rollout(short: Path, tmp_path: Path, inference: tuple) -> None:
     """`--use_torch_compile=true` wraps `predict_action_chunk`. The command is a process of its own.
 
     The first action of sync inference waits for the compiler (half a minute), and may be the only one. The thread of
     real-time chunking must be done with it before the command ends: LeRobot leaves it after three seconds, and Python
     crashes on the way out.
     """
-    options = rollout_options(checkpoint, tmp_path / "plugins", *inference, "--use_torch_compile=true")
+    options = rollout_options(short, tmp_path / "plugins", *inference, "--use_torch_compile=true")
     path = os.pathsep.join([str(tmp_path / "plugins"), str(ROOT)])
     result = subprocess.run(
         [Path(sys.executable).with_name("lerobot-rollout"), *options],

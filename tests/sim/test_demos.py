@@ -11,7 +11,7 @@ import torch
 
 import benchmarks.experts
 from lerobot_deepfusion.cli import main
-from lerobot_deepfusion.sim import experts
+from lerobot_deepfusion.sim import experts_by_name
 from lerobot_deepfusion.sim import recording as demos
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
@@ -86,7 +86,7 @@ def test_environment_is_lerobots_but_for_the_picture() -> None:
 
 def test_counted_successes_are_those_that_are_kept() -> None:
     """Noise of 0.6 makes the expert miss about half; the first seeds that the recorder takes."""
-    expert = experts.make("metaworld", "push-v3", size=32, noise=0.6, cameras="")
+    expert = experts_by_name.make("metaworld", "push-v3", size=32, noise=0.6, cameras="")
     kept = sum(expert.episode(demos.FIRST_SEED + index) is not None for index in range(4))
     expert.close()
     assert 0 < kept < 4
@@ -145,7 +145,7 @@ def test_several_cameras() -> None:
     for name in names:
         (alone, *_) = _moved("push-v3", name)
         assert np.array_equal(observation["pixels"][name][0], alone["pixels"])
-    recorded = experts.make("metaworld", "push-v3", size=32, noise=0, cameras=config.cameras)
+    recorded = experts_by_name.make("metaworld", "push-v3", size=32, noise=0, cameras=config.cameras)
     assert {key for key in recorded.features if "image" in key} == set(keys)
     frames = recorded.episode(100_000)
     assert frames is not None
@@ -174,7 +174,7 @@ def test_unknown_names_are_errors() -> None:
         with pytest.raises(ValueError, match="there are corner2, corner, corner3, topview"):
             MetaworldFastEnv(cameras=cameras)
     with pytest.raises(ValueError, match="PushT has one camera"):
-        experts.make("pusht", "pusht", size=96, noise=0, cameras="corner")
+        experts_by_name.make("pusht", "pusht", size=96, noise=0, cameras="corner")
     with pytest.raises(ValueError, match="no Meta-World task 'fly-v3'; there are assembly-v3"):
         MetaworldFastEnv().make("fly-v3")
     with pytest.raises(ValueError, match="episode_length=0"):
@@ -224,12 +224,12 @@ def test_recorder_resumes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
 def test_pusht_planner_solves_pusht() -> None:
     """One seed, from reset to 95% coverage, at LeRobot's own step limit."""
     pytest.importorskip("gym_pusht")
-    from lerobot_deepfusion.sim import experts
+    from lerobot_deepfusion.sim import experts_by_name
 
-    expert = experts.make("pusht", "pusht", size=96, noise=0.0)
+    expert = experts_by_name.make("pusht", "pusht", size=96, noise=0.0)
     frames = expert.episode(1003)
     assert frames is not None
     assert len(frames) < 300
     assert frames[0]["observation.image"].shape == (96, 96, 3)
     with pytest.raises(ValueError, match="--size=64"):
-        experts.make("pusht", "pusht", size=64, noise=0.0)
+        experts_by_name.make("pusht", "pusht", size=64, noise=0.0)

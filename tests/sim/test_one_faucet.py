@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("metaworld")
 
-from lerobot_deepfusion.sim import experts, one_faucet
+from lerobot_deepfusion.sim import experts_by_name, one_faucet
 from lerobot_deepfusion.sim.metaworld_env import sentence
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
@@ -110,9 +110,9 @@ def test_no_markers_whatever_is_asked() -> None:
     assert np.array_equal(first(TASKS[0], True), first(TASKS[0], False))
     shown, hidden = first("reach-v3", True), first("reach-v3", False)
     assert not np.array_equal(shown, hidden)
-    recorder: Any = experts.make("metaworld", "reach-v3", size=64, noise=0, goal_markers=False)
+    recorder: Any = experts_by_name.make("metaworld", "reach-v3", size=64, noise=0, goal_markers=False)
     frames = recorder._run(recorder.env, 1000)
     assert np.array_equal(next(frames)["observation.image"], hidden)
     recorder.close()
     with pytest.raises(ValueError, match="--no-goal-markers: PushT"):
-        experts.make("pusht", "pusht", size=96, noise=0, goal_markers=False)
+        experts_by_name.make("pusht", "pusht", size=96, noise=0, goal_markers=False)

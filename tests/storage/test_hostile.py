@@ -182,6 +182,11 @@ def test_auto_map_of_a_llava_runs_nothing(file: str, tmp_path: Path, monkeypatch
         # With `trust_remote_code` on unless the file says otherwise, and the repository named by the file.
         ({"registry_name": "action_tokenizer_processor", "config": {"action_tokenizer_name": "."}}, "no use for"),
         ({"registry_name": "tokenizer_processor", "config": {"tokenizer_name": "/tmp"}}, "no use for"),
+        # Folders to be read, as LeRobot after 0.6.1 declares them.
+        ({"registry_name": "device_processor", "artifacts": {"device": "../outside"}}, "no paths inside"),
+        ({"registry_name": "device_processor", "artifacts": {"device": "/etc"}}, "no paths inside"),
+        ({"registry_name": "device_processor", "artifacts": {"device": "a\\..\\..\\b"}}, "no paths inside"),
+        ({"registry_name": "device_processor", "artifacts": ["tokenizer"]}, "no paths inside"),
     ],
 )
 @pytest.mark.parametrize("file", PROCESSOR_FILES)

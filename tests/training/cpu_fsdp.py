@@ -1,4 +1,4 @@
-"""accelerate's FSDP on a CPU: torch can, accelerate takes it for GPUs alone. As a script it is `lerobot-train`.
+"""accelerate's FSDP on a CPU: torch can, accelerate takes it for GPUs alone.
 
 Only what a CPU needs differs from a run on GPUs:
 
@@ -48,10 +48,3 @@ def allow() -> None:
             self.fsdp_plugin = fsdp_plugin
 
     AcceleratorState.__init__ = init
-
-
-if __name__ == "__main__":
-    allow()
-    from lerobot.scripts.lerobot_train import main
-
-    main()

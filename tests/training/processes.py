@@ -1,13 +1,8 @@
-"""Training of small policies in one process or several; as a script, one of several that train all the cases.
-
-accelerate launch --config_file=configs/accelerate/fsdp.yaml --num_processes=2 \
-    --module tests.training.processes <folder>
-"""
+"""Training of small policies, the cases, in one process or several."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +24,6 @@ from lerobot_deepfusion import DeepFusionConfig, modeling_deepfusion
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from tests.llavas import enlarge
 from tests.policies import STATS, make_batch, make_config
-from tests.training import cpu_fsdp
 
 CASES: dict[str, dict[str, Any]] = {
     "kv": {"fusion": "kv"},
@@ -65,7 +59,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 LLAVAS = tuple(changes["vlm_path"] for changes in CASES.values() if "vlm_path" in changes)
-STRATEGIES = ("ddp", "fsdp")
 STEPS, BATCH = 3, 4
 
 
@@ -171,22 +164,14 @@ def _shards(policy: torch.nn.Module, whole: dict[str, Tensor]) -> dict[str, Any]
     }
 
 
-def main(folder: Path) -> None:
-    """Train every case in both ways; what each process finds goes to `folder`, with the FSDP checkpoints."""
-    cpu_fsdp.allow()
+def train_all(strategy: str, folder: Path) -> None:
+    """Train every case; what this process finds goes to `folder`, with the checkpoints of FSDP."""
     torch.set_num_threads(1)
     os.chdir(folder)
     rank, results = int(os.environ["RANK"]), {}
-    for strategy in STRATEGIES:
-        os.environ["ACCELERATE_USE_FSDP"] = str(strategy == "fsdp").lower()
-        for name, changes in CASES.items():
-            result = train(changes, folder / name if strategy == "fsdp" else None)
-            if rank:
-                del result["before"], result["after"]
-            results[strategy, name] = result
-    torch.save(results, folder / f"{rank}.pt")
+    for name, changes in CASES.items():
+        results[name] = train(changes, folder / name if strategy == "fsdp" else None)
+        if rank:
+            del results[name]["before"], results[name]["after"]
+    torch.save(results, folder / f"{strategy}{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -23,9 +23,10 @@ from lerobot_deepfusion.network.expert import TimeModulation
 from lerobot_deepfusion.network.lockstep import build_model, frozen_modules
 from lerobot_deepfusion.training.fsdp import unit_classes
 from tests.checkpoints import write_llava
-from tests.commands import ROOT, SHORT, TINY_YAML, finish, write_noise
+from tests.commands import ROOT, SCRIPTS, finish, write_noise
 from tests.llavas import llava_config
-from tests.training.processes import CASES, LLAVAS, STRATEGIES, build, config_of, padded_batch, train
+from tests.training.processes import CASES, LLAVAS, build, config_of, padded_batch, train
+from tests.training.stages import train_options
 
 FSDP_YAML = ROOT / "configs/accelerate/fsdp.yaml"
 
@@ -44,18 +45,25 @@ def launch(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have trained every case, by DDP and then by FSDP as the shipped file has it."""
+    """Where two processes have trained by DDP and by the shipped file's FSDP: every case, and by lerobot-train.
+
+    The first run of lerobot-train is the installed command, started by the launcher.
+    """
     folder = tmp_path_factory.mktemp("processes")
     for make in LLAVAS:
         write_llava(folder / make, make)
-    launch(f"--config_file={FSDP_YAML}", "--module", "tests.training.processes", folder)
+    write_noise(folder / "data", ("image",), 2, 2)
+    said = launch("--multi_gpu", SCRIPTS / "lerobot-train", *train_options(folder, "ddp"))
+    assert "Effective batch size: 4 x 2 = 8" in said
+    said = launch(f"--config_file={FSDP_YAML}", "--module", "tests.training.stages", folder)
+    assert "Effective batch size: 4 x 2 = 8" in said
     return folder
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path) -> list[dict[tuple[str, str], dict[str, Any]]]:
-    """What each of the two found."""
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def ranks(folder: Path) -> list[dict[str, dict[str, Any]]]:
+    """What each of the two found, by strategy and case."""
+    return [{name: torch.load(folder / f"{name}{rank}.pt") for name in ("ddp", "fsdp")} for rank in range(2)]
 
 
 @pytest.fixture(autouse=True)
@@ -80,14 +88,14 @@ def distance(x: dict[str, Tensor], y: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(
     name: str, strategy: str, folder: Path, ranks: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has half of the batch, with unequal padding: mean loss, gradient norm and weights are those of one."""
     monkeypatch.chdir(folder)
-    one, (first, second) = alone(name), (rank[strategy, name] for rank in ranks)
+    one, (first, second) = alone(name), (rank[strategy][name] for rank in ranks)
     dtype = CASES[name].get("dtype", "float32")
     assert (first["history"] - second["history"])[:, 0].abs().min() > 0.05  # the halves do differ
     mean = (first["history"] + second["history"]) / 2
@@ -106,12 +114,12 @@ def test_fsdp_shards_whole_layers(name: str, folder: Path, ranks: list, monkeypa
     """A process holds half of the parameters, and every layer, modulation and frozen part is a unit."""
     monkeypatch.chdir(folder)
     for rank in ranks:
-        assert rank["fsdp", name]["share"] == pytest.approx(0.5, abs=1e-3)  # padding is the rest
-        assert rank["ddp", name]["share"] == 1
+        assert rank["fsdp"][name]["share"] == pytest.approx(0.5, abs=1e-3)  # padding is the rest
+        assert rank["ddp"][name]["share"] == 1
     policy = build(config_of(CASES[name]))
     units = [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer | TimeModulation)]
     units += [policy, *frozen_modules(policy.config, policy.model)]
-    assert ranks[0]["fsdp", name]["units"] == Counter(type(unit).__name__ for unit in units)
+    assert ranks[0]["fsdp"][name]["units"] == Counter(type(unit).__name__ for unit in units)
 
 
 @pytest.mark.slow
@@ -121,7 +129,7 @@ def test_checkpoint_of_shards_loads_in_one_process(
 ) -> None:
     """Weights and actions are those of the gathered weights, to the bit."""
     monkeypatch.chdir(folder)
-    gathered = ranks[0]["fsdp", name]["after"]
+    gathered = ranks[0]["fsdp"][name]["after"]
     loaded, policy = DeepFusionPolicy.from_pretrained(folder / name), build(config_of(CASES[name]))
     policy.load_state_dict(gathered)
     assert distance(loaded.state_dict(), gathered) == 0
@@ -144,25 +152,6 @@ def test_units_are_in_the_model(make: str, frozen: dict[str, bool]) -> None:
     assert all(isinstance(layer, wrapped) for layers in lists for layer in layers)
 
 
-def command(strategy: str, root: Path) -> Path:
-    """`lerobot-train` in two processes for two steps, and for two more from the checkpoint; where those are."""
-    how: list[object] = ["--multi_gpu", Path(sys.executable).with_name("lerobot-train")]
-    if strategy == "fsdp":
-        how = [f"--config_file={FSDP_YAML}", "--module", "tests.training.cpu_fsdp"]
-    data = write_noise(root / "data", ("image",), 2, 2)
-    options = [f"--config_path={TINY_YAML}", *data, *SHORT, "--steps=2", f"--output_dir={root}/train"]
-    assert "Effective batch size: 4 x 2 = 8" in launch(*how, *options)
-    checkpoints = root / "train/checkpoints"
-    again = f"--config_path={checkpoints}/last/pretrained_model/train_config.json"
-    launch(*how, again, "--resume=true", "--steps=4")
-    return checkpoints
-
-
-@pytest.fixture(scope="module")
-def by_ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return command("ddp", tmp_path_factory.mktemp("ddp"))
-
-
 def momentum(checkpoint: Path) -> Tensor:
     """Norm of AdamW's averages of each parameter, in no order: by number or by name, as the optimizer has it."""
     state = load_file(checkpoint / "training_state/optimizer_state.safetensors")
@@ -170,10 +159,9 @@ def momentum(checkpoint: Path) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # four times two processes, each of which imports LeRobot
-def test_command_resumes_and_shards_make_no_difference(by_ddp: Path, tmp_path: Path) -> None:
+def test_command_resumes_and_shards_make_no_difference(folder: Path) -> None:
     """By FSDP the weights and momenta of both checkpoints, the second of a resumed run, are those of DDP."""
-    by_fsdp = command("fsdp", tmp_path)
+    by_ddp, by_fsdp = (folder / strategy / "checkpoints" for strategy in ("ddp", "fsdp"))
     ddp, fsdp = (
         {step: load_file(run / step / "pretrained_model/model.safetensors") for step in ("000002", "000004")}
         for run in (by_ddp, by_fsdp)

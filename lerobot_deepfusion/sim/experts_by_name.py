@@ -1,8 +1,8 @@
-"""The expert of a simulator and task, by name."""
+"""The scripted expert of a simulator and task, by their names."""
 
 from __future__ import annotations
 
-from .expert import Expert
+from .scripted_expert import Expert
 
 
 def make(

@@ -1,0 +1,92 @@
+"""The wheel in an empty environment of another Python, outside the clone: installed, it trains, saves and loads."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT, finish
+
+PYTHON = "3.13"  # the other one that the classifiers name
+TRAIN = """
+import sys
+from pathlib import Path
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+import lerobot_deepfusion
+
+assert Path(lerobot_deepfusion.__file__).is_relative_to(sys.prefix), lerobot_deepfusion.__file__
+features = {
+    "observation.image": {"dtype": "image", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
+    "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
+    "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
+}
+data = LeRobotDataset.create("local/noise", fps=10, features=features, root="data", use_videos=False)
+random = np.random.default_rng(0)
+for index in range(12):
+    frame = {key: random.random(features[key]["shape"], np.float32) for key in ("observation.state", "action")}
+    data.add_frame({**frame, "observation.image": np.full((64, 64, 3), index, np.uint8), "task": "push"})
+data.save_episode()
+data.finalize()
+"""
+LOAD = """
+import torch
+from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+policy = DeepFusionPolicy.from_pretrained("train/checkpoints/last/pretrained_model")
+print("parameters", sum(parameter.numel() for parameter in policy.parameters()))
+"""
+
+
+def other_python() -> str | None:
+    """Where uv finds it, or pyenv has it and doesn't show it."""
+    for command, inside in (
+        ((sys.executable, "-m", "uv", "python", "find"), "."),
+        (("pyenv", "prefix"), "bin/python"),
+    ):
+        if shutil.which(command[0]):
+            found = subprocess.run([*command, PYTHON], capture_output=True, text=True)
+            if found.returncode == 0:
+                return str(Path(found.stdout.strip()) / inside)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # where nothing is cached it downloads torch
+def test_wheel_in_an_empty_environment(tmp_path: Path) -> None:
+    python = other_python()
+    if python is None:
+        pytest.skip(f"no Python {PYTHON} on this machine")
+    uv, scripts = (sys.executable, "-m", "uv"), tmp_path / "venv/bin"
+    finish(*uv, "build", "--quiet", "--wheel", f"--out-dir={tmp_path}", ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        (metadata,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        page = files.read(metadata).decode()
+    assert "docs/design.md" in page
+    assert re.findall(r"\]\((?!https:)[^)]*\)", page) == []  # beside a package index's page lies nothing
+    finish(*uv, "venv", "--quiet", f"--python={python}", tmp_path / "venv")
+    finish(*uv, "pip", "install", "--quiet", f"--python={scripts}/python", wheel)
+    finish(*uv, "pip", "check", f"--python={scripts}/python")
+
+    def there(*command: object) -> str:
+        return finish("env", "-C", tmp_path, "-u", "PYTHONPATH", *command)
+
+    there(scripts / "python", "-c", TRAIN)
+    config = there(scripts / "deepfusion", "config", "tiny").strip()
+    assert Path(config).is_relative_to(tmp_path / "venv")
+    options = ["--dataset.repo_id=local/noise", "--dataset.root=data", "--output_dir=train", "--num_workers=0"]
+    short = [
+        "--policy.chunk_size=8",
+        "--policy.n_action_steps=4",
+        "--steps=2",
+        "--batch_size=2",
+        "--policy.device=cpu",
+    ]
+    there(scripts / "lerobot-train", f"--config_path={config}", *options, *short)
+    assert "parameters 2" in there(scripts / "python", "-c", LOAD)
