@@ -6,12 +6,10 @@ Axis letters: B batch, C cameras, S prefix tokens, K flow samples, T actions of 
 import logging
 from collections import deque
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
-from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
@@ -38,15 +36,14 @@ from .storage.checkpoint_place import has_shards
 from .storage.policy_files import StoredPolicy
 from .storage.trained_settings import BuiltSettings, adopt_names
 from .storage.vlm_weights import check_vlm_weights, load_vlm_weights
-from .training.adapters import LORA_TARGETS, check_adapter_targets
 from .training.fsdp import keep_types, unit_classes
-from .training.optimizer import parameter_groups
 from .training.precision import TypesOfTheConfig, autocast, set_precision
+from .training.trained_policy import TrainedPolicy
 
 logger = logging.getLogger(__name__)
 
 
-class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
+class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
     """A LLaVA perceives, an action expert beside it acts (see `network.lockstep`).
 
     Args:
@@ -132,42 +129,6 @@ class DeepFusionPolicy(TypesOfTheConfig, StoredPolicy):
                 f"policy.tokenizer_max_length={config.tokenizer_max_length} are {prefix} tokens; the text model "
                 f"attends over {context_window(perception.config)}. Use fewer cameras or policy.image_token_pooling"
             )
-
-    # --- what is trained ----------------------------------------------------------------------------------
-
-    def wrap_with_peft(self, *args: Any, **kwargs: Any) -> PreTrainedPolicy:
-        """LeRobot's, after which the base weights are frozen and so follow `config.dtype`."""
-        if self.config.pretrained_path and Path(self.config.pretrained_path).is_dir():
-            # The adapters' record of where their base is: it is read from other directories too.
-            self.config.pretrained_path = Path(self.config.pretrained_path).resolve()
-        wrapped = super().wrap_with_peft(*args, **kwargs)
-        set_precision(self, self.config.dtype)
-        return wrapped
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for what is trained; frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for module in frozen_modules(self.config, self.model):
-            if not any(parameter.requires_grad for parameter in module.parameters()):  # no adapters within
-                module.eval()
-        # What is trained is settled here: LeRobot may have put adapters around the policy since it was built.
-        if self.config.use_peft:  # only then, since acting comes through here for every chunk
-            set_precision(self, self.config.dtype)
-        if mode and self.config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        return self
-
-    def get_optim_params(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.config, self.model)
-
-    def _get_default_peft_targets(self) -> dict[str, Any]:
-        """What `--peft.*` adapts, the attention of the VLM, and what it trains whole, the expert."""
-        return dict(LORA_TARGETS)
-
-    def _validate_peft_config(self, peft_config: Any) -> None:
-        """LeRobot's check that there is a base, and ours that every name is one of a module's."""
-        super()._validate_peft_config(peft_config)
-        check_adapter_targets(self, peft_config)
 
     def describe(self) -> str:
         """One readable summary of what goes in, what comes out and what is trained."""

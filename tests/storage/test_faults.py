@@ -330,17 +330,17 @@ def resident() -> int:
 
 @pytest.mark.slow
 def test_soak() -> None:
-    """20,000 actions in 800 episodes of three batch sizes: no NaN, no action of the episode before, memory flat.
+    """10,000 actions in 400 episodes of three batch sizes: no NaN, no action of the episode before, memory flat.
 
-    Over the last 15,000 actions memory may grow by 4 MB, which is 280 bytes an action; one observation that is kept
-    has over 60,000. Measured: 0.2 MB.
+    Over the last 7,500 actions memory may grow by 2 MB, which is 280 bytes an action; one observation that is kept
+    has over 60,000. Measured: 0.2 MB over twice as many.
     """
     torch.manual_seed(0)
     config = make_config()
     config.n_action_steps, config.num_inference_steps, warm = config.chunk_size, 1, 0
     policy = DeepFusionPolicy(config)
     pre = make_deepfusion_pre_post_processors(config, STATS)[0]
-    for episode in range(800):
+    for episode in range(400):
         size = (1, 2, 3)[episode % 3]
         batch = pre(make_batch(config, size, training=False))
         batch["observation.state"] = torch.randn(size, 4)
@@ -352,8 +352,8 @@ def test_soak() -> None:
         assert first.shape == (size, 3)
         for _ in range(24):
             assert policy.select_action(batch).isfinite().all()
-        if episode == 200:
+        if episode == 100:
             gc.collect()
             warm = resident()
     gc.collect()
-    assert resident() - warm < 4 * 2**20
+    assert resident() - warm < 2 * 2**20

@@ -91,7 +91,7 @@ def test_options_of_the_trainer(tmp_path: Path) -> None:
     assert (tmp_path / "a/checkpoints/last/pretrained_model/model.safetensors").exists()
     none_left = ["--dataset.episodes=[0]", "--policy.drop_n_last_frames=12"]  # of one episode of twelve
     log = run(*train, *none_left, f"--output_dir={tmp_path}/b", code=1)
-    assert "No valid frames remain after applying drop_n_first_frames and drop_n_last_frames" in log
+    assert "policy.drop_n_last_frames=12 and the longest episode of local/noise has 12 frames" in log
 
 
 @pytest.mark.slow
