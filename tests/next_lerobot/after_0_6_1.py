@@ -22,7 +22,8 @@ LAST = "train/checkpoints/last/pretrained_model"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_noise(tmp_path_factory.mktemp("noise") / "data", ("image",), 2, 2)
+    """Of the sizes that the simulator has."""
+    return write_noise(tmp_path_factory.mktemp("noise") / "data", ("image",), 4, 4)
 
 
 def options(data: list[str], root: Path, *more: str) -> list[str]:
@@ -49,8 +50,8 @@ def test_train_average_resume_and_evaluate(data: list[str], tmp_path: Path) -> N
     assert not list(tmp_path.rglob(".partial"))
     environment = ["--env.type=metaworld_fast", "--env.task=push-v3", "--eval.n_episodes=1", "--eval.batch_size=1"]
     steps = ["--env.episode_length=4", f"--output_dir={tmp_path}/eval"]
-    printed = finish(TRAIN.with_name("lerobot-eval"), f"--policy.path={averaged}", *environment, *steps, fails=True)
-    assert "observation.state" in printed  # noise has two numbers, the simulator four: it came as far as acting
+    finish(TRAIN.with_name("lerobot-eval"), f"--policy.path={averaged}", *environment, *steps)
+    assert (tmp_path / "eval/eval_info.json").is_file()
 
 
 @pytest.mark.parametrize("format", ["safetensors", "safetensors_dcp", "dcp"])

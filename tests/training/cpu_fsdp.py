@@ -23,7 +23,7 @@ from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 def allow() -> None:
     """Make accelerate use FSDP for CPU processes when `accelerate launch` asks for it."""
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    take_plugin()
     os.environ["FSDP_SYNC_MODULE_STATES"] = "false"
     FlatParamHandle.to_cpu = lambda self: nullcontext()
     unflatten = _optim_utils._unflatten_orig_param_states
@@ -34,6 +34,11 @@ def allow() -> None:
             state[name] = state[name].clone()
 
     _optim_utils._unflatten_orig_param_states = unflatten_and_copy
+
+
+def take_plugin() -> None:
+    """Make accelerate use an FSDP plugin, of either version, for CPU processes as it does for `MULTI_GPU`."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     original = AcceleratorState.__init__
 
     def init(
@@ -41,7 +46,6 @@ def allow() -> None:
     ) -> None:
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            # As it does for `MULTI_GPU`.
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
