@@ -21,9 +21,9 @@ demo-faucet: setup
 test: setup
 	$(PYTEST)
 
-# For the edit loop: without what is marked `slow`.
+# For the edit loop: nothing that takes more than a second.
 test-fast: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not medium"
 
 lint: setup
 	.venv/bin/ruff check .

@@ -77,6 +77,7 @@ def test_what_is_wrong_is_one_line(
     assert (stopped.value.code if isinstance(stopped.value.code, int) else 1) == code
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("command", "verb"),
     [

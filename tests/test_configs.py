@@ -36,6 +36,7 @@ policy:
 """
 
 
+@pytest.mark.medium
 def test_every_row_of_the_switch_from_yaml_and_command_line(tmp_path: Path) -> None:
     """The fields of a file, or of the command line over it, reach the network."""
     (tmp_path / "rows.yaml").write_text(EVERY_ROW)
@@ -55,6 +56,7 @@ def test_every_row_of_the_switch_from_yaml_and_command_line(tmp_path: Path) -> N
     assert (expert.num_hidden_layers, expert.gemma, expert.causal) == (8, False, False)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_parses_and_builds(path: Path) -> None:
     config = draccus.parse(

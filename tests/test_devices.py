@@ -108,6 +108,7 @@ def test_a_compiled_step_is_compiled_anew() -> None:
         assert again._denoise._torchdynamo_orig_callable.__self__ is again.model
 
 
+@pytest.mark.medium
 def test_another_process_unpickles_it(tmp_path: Path) -> None:
     """Which has made none of the classes yet."""
     policy, batch, _ = make()
@@ -119,7 +120,7 @@ def test_another_process_unpickles_it(tmp_path: Path) -> None:
         "policy, batch, noise, expected = pickle.load(open(sys.argv[1], 'rb'))\n"
         "assert torch.equal(policy.predict_action_chunk(batch, noise=noise), expected)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "policy.pkl")], check=True, timeout=580)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "policy.pkl")], check=True, timeout=300)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_distribution_is_found_by_its_raw_name() -> None:
     assert "lerobot_policy_deepfusion" in names
 
 
+@pytest.mark.medium
 def test_shim_registers_everything_and_no_network() -> None:
     code = (
         "import sys, lerobot_policy_deepfusion\n"
@@ -42,9 +43,10 @@ def test_shim_registers_everything_and_no_network() -> None:
         "heavy = {'lerobot_deepfusion.modeling_deepfusion', 'lerobot_deepfusion.network.lockstep', 'metaworld'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=580)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
+@pytest.mark.medium
 def test_the_policy_alone_can_be_loaded(tmp_path: Path) -> None:
     """Its module registers the steps that a checkpoint's processors name, in a process that imports nothing else."""
     policy, _, pipelines = make()

@@ -28,6 +28,7 @@ HEAD = "model.expert.action_out_proj.weight"
 VLM = read_vlm_config("tiny")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fusion", ["kv", "hidden", "late"])
 def test_overfits_one_batch(fusion: str) -> None:
     """A few steps on one batch at one (noise, time) lower the loss to a fifth."""
@@ -147,6 +148,7 @@ def test_loading_is_strict(tmp_path: Path, change, message: str) -> None:
             DeepFusionPolicy.from_pretrained(tmp_path, strict=strict)
 
 
+@pytest.mark.medium
 def test_truncated_weights_are_an_error(tmp_path: Path) -> None:
     policy, _, _ = make()
     policy.save_pretrained(tmp_path)

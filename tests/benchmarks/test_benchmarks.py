@@ -45,6 +45,7 @@ def test_literal_plan_computes_the_same_velocity(padding: int) -> None:
     assert (ours - literal).abs().max() <= 1e-5 * ours.abs().max()
 
 
+@pytest.mark.medium
 def test_sizes_match() -> None:
     """Parameters at S256 beside pi0's: ours 3.5% fewer (most of the last VLM layer is not kept), smolvla as many.
 
@@ -58,6 +59,7 @@ def test_sizes_match() -> None:
     assert 0.3 < shares["literal plan"] < 0.4
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [name for name in measures.ARMS if "compiled" not in name and name != "floor"])
 def test_every_arm_acts_and_learns(name: str) -> None:
     """A chunk of the right shape, and gradients that reach the VLM unless it is frozen."""
@@ -76,6 +78,7 @@ def test_every_arm_acts_and_learns(name: str) -> None:
     assert all(p.grad is None for p in arm.vlm.parameters())
 
 
+@pytest.mark.medium
 def test_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One round at the smallest shape: every arm has a row with its time and its ratio to pi0."""
     out = tmp_path / "speed.json"
@@ -122,6 +125,7 @@ def test_cases_and_arms_that_are_not_there() -> None:
         measures.build("pi1", "tiny")
 
 
+@pytest.mark.medium
 def test_costs_of_the_switch_are_those_in_the_docs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

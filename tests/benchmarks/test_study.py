@@ -57,6 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("peer", [None, "diffusion"])
 def test_batches_equal_lerobots(folder: Path, peer: str | None) -> None:
     """Every frame: pictures, windows, padding, task, to the bit; Diffusion Policy also looks back by a step."""
@@ -97,6 +98,7 @@ def test_learning_rate_follows_the_time_used() -> None:
     assert math.isclose(schedule(0.52), 0.5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [name for name in ARMS if name != REPLAY])
 def test_every_arm_trains(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built as the study builds it, from a LLaVA in a folder, one step of it changes what it should."""
@@ -165,6 +167,7 @@ def test_pretrained_vlm_is_not_made_up(folder: Path, tmp_path: Path) -> None:
         execute(Run("push", "frozen", 1), tmp_path, 1, 0)
 
 
+@pytest.mark.medium
 def test_headline_arms_are_of_one_size(folder: Path, tmp_path: Path) -> None:
     """Within 4%: `late` runs the VLM's last layer whole, of which `hidden` keeps nothing and `kv` two projections."""
     write_vlm(tmp_path, 0)
@@ -207,6 +210,7 @@ def test_plan_is_balanced() -> None:
     assert first == list(HEADLINE_ARMS)
 
 
+@pytest.mark.medium
 def test_pace(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Steps of both arms, in the same rounds, on the study's data; the first is what the other is beside."""
     (tmp_path / "data").mkdir()
@@ -234,6 +238,7 @@ def test_controls_change_what_they_say() -> None:
     assert controls(TASKS["push"].environments, 0).keys() == {"black images"}
 
 
+@pytest.mark.medium
 def test_wordless_is_told_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training and when it is judged: one text for all; the pictures, states and actions stay what they are."""
     worded, wordless = Demonstrations(folder), Demonstrations(folder, NO_WORDS)
@@ -286,6 +291,7 @@ def test_results_are_added_a_run_at_a_time(tmp_path: Path) -> None:
     assert isinstance(found[0]["parameters"], int)
 
 
+@pytest.mark.medium
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Seeds are pooled, controls are kept apart, and all plots are drawn."""
     rows = [row("a"), row("b", seed=1, successes=4), row("a", control="black images", successes=0)]

@@ -61,6 +61,7 @@ def assert_context_is_exact(model: DeepFusionModel, half: bool) -> None:
     assert memory.key_value_bytes(model, LOAD, half) == sum(storages(projected).values())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_parameters_and_key_values_are_exact(fusion: str) -> None:
     """Parameters on the meta device, and context bytes, equal a real model's."""
@@ -80,6 +81,7 @@ def test_parameters_and_key_values_are_exact(fusion: str) -> None:
         assert_context_is_exact(model, half)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("fusion", "switch"), SWITCHES)
 def test_switch_is_counted(fusion: str, switch: dict) -> None:
     for half, (trained, _) in product((False, True), list(WAYS.values())[:2]):
@@ -88,6 +90,7 @@ def test_switch_is_counted(fusion: str, switch: dict) -> None:
         assert_context_is_exact(model, half)
 
 
+@pytest.mark.medium
 def test_parameters_of_published_shapes() -> None:
     """LLaVA-1.5 7B and OneVision 0.5B without lm_head, in billions, to the digits known of them.
 
@@ -116,6 +119,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("make", "fusion", "way", "half", "checkpointing"), STEPS)
 def test_training_peak_is_what_is_allocated(
     make: str, fusion: str, way: str, half: bool, checkpointing: bool
@@ -133,6 +137,7 @@ def test_training_peak_is_what_is_allocated(
     assert estimate == pytest.approx(measured_peak(model, setting), rel=0.02)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_acting_peak_is_what_is_allocated(fusion: str) -> None:
     """Likewise of a chunk, where autocast keeps a copy of weights that are trained."""
@@ -144,6 +149,7 @@ def test_acting_peak_is_what_is_allocated(fusion: str) -> None:
         assert estimate == pytest.approx(measured_peak(model, setting), rel=0.02)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("fusion", "switch", "setting"),
     [
@@ -177,6 +183,7 @@ def test_layer_maps_repeat() -> None:
         assert few_layers.period(sources) == expected
 
 
+@pytest.mark.medium
 def test_real_weights_are_not_touched() -> None:
     """The same tensors afterwards, no gradient, and no hook or flag left in the model."""
     model = small_model("clip_llama", "kv", layers=3)
@@ -258,6 +265,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("no_passes")
 def test_train_config(capsys: pytest.CaptureFixture[str]) -> None:
     """A YAML's flags, batch size and flow samples; of a published LLaVA nothing is looked up."""
@@ -322,6 +330,7 @@ def test_layer_map_is_true(options: list[str], lines: list[str], capsys: pytest.
     assert [line for line in lines if line not in text] == [], text
 
 
+@pytest.mark.medium
 def test_checkpoint_needs_its_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the command says of a checkpoint is what the policy logs; no weight is there to be read."""
     policy = DeepFusionPolicy(make_config(fusion="hidden"))
@@ -335,6 +344,7 @@ def test_checkpoint_needs_its_config_alone(tmp_path: Path, capsys: pytest.Captur
         main(["info", str(tmp_path), "--cameras=2"])
 
 
+@pytest.mark.medium
 def test_llava_needs_its_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llava_config("onevision").save_pretrained(tmp_path)
     assert "32 x 32 pixels, 17 tokens" in run(capsys, str(tmp_path))

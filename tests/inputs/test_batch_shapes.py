@@ -20,6 +20,7 @@ IMAGE, STATE, ACTION = "observation.image", "observation.state", "action"
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("ones", [(STATE,), (ACTION,), (STATE, ACTION)])
 def test_one_dimension(tmp_path: Path, ones: tuple[str, ...], size: int) -> None:
@@ -42,6 +43,7 @@ def test_one_dimension(tmp_path: Path, ones: tuple[str, ...], size: int) -> None
     assert action.shape == (1, 1 if ACTION in ones else 3)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", ["int64", "bool", "float64"])
 def test_one_dimension_of_another_type(tmp_path: Path, dtype: str) -> None:
     features = columns(observation__state=vector(1, dtype), action=vector(1, dtype))
@@ -155,6 +157,7 @@ def test_cameras_of_a_base_are_not_those_of_its_fine_tuning() -> None:
         policy.select_action(pre(raw))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "extra",
     [

@@ -23,6 +23,7 @@ LONG = "take the red cup from the left shelf and put it on the blue tray"
 TASKS = [(12, "pick"), (12, "place"), (12, LONG), (12, "push")]
 
 
+@pytest.mark.medium
 def test_every_task_text_is_looked_at(tmp_path: Path) -> None:
     """The longest is named, before a network is built; those of episodes that nobody chose do no harm."""
     root = write(tmp_path / "data", episodes=TASKS)
@@ -36,12 +37,14 @@ def test_every_task_text_is_looked_at(tmp_path: Path) -> None:
         prepare(load(root, [0, 2]), small_data.config())
 
 
+@pytest.mark.medium
 def test_the_image_token_in_a_text(tmp_path: Path) -> None:
     root = write(tmp_path / "data", episodes=[(12, "pick"), (12, "look at <image>")])
     with pytest.raises(ValueError, match="contains the image token '<image>'"):
         prepare(load(root), small_data.config())
 
 
+@pytest.mark.medium
 def test_texts_of_the_episodes_that_are_held_out_count(tmp_path: Path) -> None:
     """`--dataset.eval_split` makes a second data set of them, on which the loss is computed too."""
     root = write(tmp_path / "data", episodes=TASKS)
@@ -51,6 +54,7 @@ def test_texts_of_the_episodes_that_are_held_out_count(tmp_path: Path) -> None:
     assert held_out.episodes == [2]
 
 
+@pytest.mark.medium
 def test_texts_of_fine_tuning_are_the_base_s_prompts(tmp_path: Path) -> None:
     base = base_of(tmp_path)
     data = load(write(tmp_path / "long", episodes=[(12, "pick"), (12, LONG)]))
@@ -63,6 +67,7 @@ def test_texts_of_fine_tuning_are_the_base_s_prompts(tmp_path: Path) -> None:
 FIVE = [*TASKS[:2], TASKS[0], TASKS[1], (8, "pick"), (12, LONG)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("dataset", "policy", "said"),
     [
@@ -89,6 +94,7 @@ def test_episodes_as_the_command_chooses_them(tmp_path: Path, dataset: dict, pol
     del held_out
 
 
+@pytest.mark.medium
 def test_the_data_set_that_is_trained_on_is_told_from_others(tmp_path: Path) -> None:
     """Of the same folder or not, alive at the same time or not."""
     root, other = (write(tmp_path / name, episodes=TASKS) for name in ("data", "other"))
@@ -139,6 +145,7 @@ def test_columns_that_the_policy_needs(tmp_path: Path, features: dict, said: str
         prepare(load(write(tmp_path / "data", features)), small_data.config())
 
 
+@pytest.mark.medium
 def test_a_camera_of_other_proportions_than_the_base_s(tmp_path: Path) -> None:
     """The metadata has them: not in the first batch."""
     base = base_of(tmp_path)
@@ -150,6 +157,7 @@ def test_a_camera_of_other_proportions_than_the_base_s(tmp_path: Path) -> None:
 RENAME = {"observation.joints": "observation.state"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"])
 def test_fine_tuning_on_a_renamed_state(tmp_path: Path, mode: str) -> None:
     """LeRobot renames the batch and not the statistics; they are applied all the same, to the bit."""
@@ -165,6 +173,7 @@ def test_fine_tuning_on_a_renamed_state(tmp_path: Path, mode: str) -> None:
     assert torch.equal(pre(batch)["observation.state"], expected)
 
 
+@pytest.mark.medium
 def test_fine_tuning_where_several_columns_could_be_the_state(tmp_path: Path) -> None:
     base = base_of(tmp_path)
     features = columns(observation__state=None, observation__joints=vector(4), observation__effort=vector(4))

@@ -151,6 +151,7 @@ def test_a_mode_for_a_type_that_there_is_not() -> None:
         make_config(normalization_mapping={"STATES": NormalizationMode.MIN_MAX})
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", ["int64", "int32", "bool", "float64"])
 @pytest.mark.parametrize("mode", MODES)
 def test_other_types_are_normalised_as_floats(tmp_path: Path, dtype: str, mode: str) -> None:
@@ -179,6 +180,7 @@ def test_other_types_are_normalised_as_floats(tmp_path: Path, dtype: str, mode: 
     assert torch.equal(after(trained[ACTION][:, 0]), post(trained[ACTION][:, 0]))
 
 
+@pytest.mark.medium
 def test_rows_of_other_units_than_the_statistics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Degrees where the statistics are of radians are refused; radians where they are of degrees are told."""
     root = write(tmp_path / "data")
@@ -198,6 +200,7 @@ def test_rows_of_other_units_than_the_statistics(tmp_path: Path, caplog: pytest.
             assert "no dimension of observation.state moves within a twentieth" in caplog.text
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("key", [STATE, ACTION])
 @pytest.mark.parametrize("known", [True, False])
 def test_a_nan_is_named_by_episode_and_frame(tmp_path: Path, key: str, known: bool) -> None:

@@ -117,6 +117,7 @@ def test_prefix_equals_the_whole_llava(make: str, tmp_path: Path) -> None:
         assert difference < 1e-5 * theirs[index].abs().max(), index
 
 
+@pytest.mark.medium
 def test_policy_leaves_the_llava_behind(make: str, tmp_path: Path) -> None:
     """Built from a LLaVA, saved, and loaded with the LLaVA gone: the same actions to the bit."""
     llava = write_llava(tmp_path / "llava", make, torch.bfloat16)

@@ -38,6 +38,7 @@ def linear_flops(job: Any) -> float:
     return sum(counts[op] for op in counts if "mm" in str(op)) / 1e9
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("fusion", "acting", "training"), [("kv", 12.5, 18.8), ("hidden", 13.4, 21.2)])
 def test_nothing_is_computed_twice(fusion: str, acting: float, training: float) -> None:
     """Operations of acting and training at most those of a design without waste.
@@ -49,6 +50,7 @@ def test_nothing_is_computed_twice(fusion: str, acting: float, training: float) 
     assert 0.9 * training < linear_flops(model.train_step) < training
 
 
+@pytest.mark.medium
 def test_frozen_vlm_has_no_backward_pass() -> None:
     model = arm("kv")
     model.vlm.requires_grad_(False)
@@ -67,6 +69,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.medium
 def test_attention_is_fused_and_vision_runs_once() -> None:
     """One fused call a layer and step, one call of the tower for all cameras, and no logits."""
     model = arm("kv", batch=2)
@@ -99,6 +102,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fusion", ["kv", "hidden", "late"])
 def test_memory_does_not_grow_over_the_steps(fusion: str) -> None:
     """As many bytes are alive at the last step as at the second."""

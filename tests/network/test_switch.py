@@ -311,6 +311,7 @@ POLICIES = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("changes", POLICIES)
 def test_policy_acts_the_same_compiled_in_half_and_from_disk(changes: dict, tmp_path: Path) -> None:
     """One graph without breaks; bfloat16 moves the actions by about a hundredth; a checkpoint gives them again."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -31,27 +32,32 @@ JOINTS = ["shoulder.pos", "elbow.pos", "gripper.pos", "base.vel"]
 SIZE = (64, 80, 3)
 
 
+@functools.cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """One for all servers of this process, which ends with it: gRPC's poller is the process's, and wakes every loop
+    that it has ever served (grpc/grpc#25364). `deepfusion serve` has one, too.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
 @contextmanager
 def running(policies: tuple[str, ...] = (), tls: Tls | None = None, **options: Any) -> Iterator[PolicyService]:
     """A server on a free port of the loopback, its `port` an attribute of the service."""
     # No sleep up to a latency; an answer without observation at once.
     service = PolicyService(PolicyServerConfig(**{"inference_latency": 0, **options}), policies, refusal_seconds=0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
+
+    def wait_for(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, event_loop()).result(60)
+
+    server, service.port = wait_for(start_server(service, "127.0.0.1", 0, tls))
+    service.address = f"127.0.0.1:{service.port}"
     try:
-        server, service.port = asyncio.run_coroutine_threadsafe(
-            start_server(service, "127.0.0.1", 0, tls), loop
-        ).result(60)
-        service.address = f"127.0.0.1:{service.port}"
         yield service
-        asyncio.run_coroutine_threadsafe(server.stop(None), loop).result(60)
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(60)
-        assert not thread.is_alive(), "the server's loop does not end"
+        wait_for(server.stop(None))
         service.worker.shutdown()
-        loop.close()
 
 
 class RawRobot:

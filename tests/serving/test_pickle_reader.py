@@ -78,6 +78,7 @@ def test_an_observation_is_read_to_the_bit(protocol: int) -> None:
         }
 
 
+@pytest.mark.medium
 @PROTOCOLS
 @given(
     st.sampled_from(["b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]),
@@ -389,6 +390,7 @@ def read_or_refuse(reader: Any, *arguments: Any) -> bool:
     return True
 
 
+@pytest.mark.medium
 def test_damaged_messages_are_read_or_refused(tmp_path: Path, record_property: Any) -> None:
     """Mutated honest and hostile messages: nothing runs, nothing crashes, nothing hangs, memory stays flat.
 

@@ -121,6 +121,7 @@ def next_chunk(client: Any) -> Tensor:
     )
 
 
+@pytest.mark.medium
 def test_served_chunk_equals_the_policy(address: str, checkpoint: Path, record_property: Any) -> None:
     """The same seed gives the same actions through the wire as in this process, to the bit."""
     client = connect(address, checkpoint)
@@ -282,6 +283,7 @@ def two_ticks_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtc, "time", clock)
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("two_ticks_a_chunk")
 def test_real_time_chunking_follows_the_old_chunk(checkpoint: Path) -> None:
     """What is executed while the policy thinks stays: ..."""
@@ -303,6 +305,7 @@ def test_real_time_chunking_follows_the_old_chunk(checkpoint: Path) -> None:
         assert torch.equal(action, post(prediction.chunk)[0, 2])
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("two_ticks_a_chunk")
 def test_real_time_chunking_needs_no_gradient(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LeRobot turns gradients on around a denoise step. Off, no graph is kept, and no bit of a chunk changes."""
@@ -344,6 +347,7 @@ def check_actions() -> torch.Tensor:
     return values
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("inference", [("--inference.type=sync",), RTC])
 def test_rollout(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inference: tuple) -> None:
     """The installed command's entry point, with its command line."""
@@ -357,13 +361,17 @@ def test_rollout(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
-@pytest.mark.parametrize("inference", [("--inference.type=sync", "--duration=2"), (*RTC, "--duration=150")])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "inference",
+    [("--inference.type=sync", "--torch_compile_backend=aot_eager", "--duration=2"), (*RTC, "--duration=150")],
+)
 def test_compiled_rollout(short: Path, tmp_path: Path, inference: tuple) -> None:
     """`--use_torch_compile=true` wraps `predict_action_chunk`. The command is a process of its own.
 
-    The first action of sync inference waits for the compiler (half a minute), and may be the only one. The thread of
-    real-time chunking must be done with it before the command ends: LeRobot leaves it after three seconds, and Python
-    crashes on the way out.
+    The first action of sync inference waits for the compiler, and may be the only one; it is traced and not compiled,
+    since the other case has the compiler. The thread of real-time chunking must be done with it before the command
+    ends: LeRobot leaves it after three seconds, and Python crashes on the way out.
     """
     options = rollout_options(short, tmp_path / "plugins", *inference, "--use_torch_compile=true")
     path = os.pathsep.join([str(tmp_path / "plugins"), str(ROOT)])

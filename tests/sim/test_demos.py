@@ -38,6 +38,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / first.name
 
 
+@pytest.mark.medium
 def test_recorded_frames_equal_evaluated_ones(part: Path) -> None:
     """Replaying the recorded seed in the environment that lerobot-eval builds, through its own conversion of
     observations, gives the recorded pixels, states and task: bit for bit.
@@ -64,6 +65,7 @@ def test_recorded_frames_equal_evaluated_ones(part: Path) -> None:
     env.close()
 
 
+@pytest.mark.medium
 def test_environment_is_lerobots_but_for_the_picture() -> None:
     """Same states, rewards and success as LeRobot's `metaworld` at the same seed and actions, to the bit."""
     from lerobot.envs.metaworld import MetaworldEnv
@@ -84,6 +86,7 @@ def test_environment_is_lerobots_but_for_the_picture() -> None:
     ours.close()
 
 
+@pytest.mark.medium
 def test_counted_successes_are_those_that_are_kept() -> None:
     """Noise of 0.6 makes the expert miss about half; the first seeds that the recorder takes."""
     expert = experts_by_name.make("metaworld", "push-v3", size=32, noise=0.6, cameras="")
@@ -93,6 +96,7 @@ def test_counted_successes_are_those_that_are_kept() -> None:
     assert benchmarks.experts.successes("push-v3", 0.6, 4) == kept
 
 
+@pytest.mark.medium
 def test_video_ends_with_the_last_observation() -> None:
     env = MetaworldFastEnv(observation_size=32).make("push-v3")
     observation, _ = env.reset(seed=3)
@@ -103,6 +107,7 @@ def test_video_ends_with_the_last_observation() -> None:
     env.close()
 
 
+@pytest.mark.medium
 def test_two_simulators_in_one_process() -> None:
     """Each draws its own picture, also while another is open or was just closed, which used to turn it black."""
     alone, *_ = _moved("push-v3")
@@ -129,6 +134,7 @@ def _moved(task: str, cameras: str = "corner2") -> tuple:
     return result
 
 
+@pytest.mark.medium
 def test_several_cameras() -> None:
     """Each is what it shows alone; a policy sees `observation.images.<name>`, in training and evaluation."""
     from lerobot.envs.utils import env_to_policy_features, preprocess_observation
@@ -153,6 +159,7 @@ def test_several_cameras() -> None:
     recorded.close()
 
 
+@pytest.mark.medium
 def test_pictures_only_when_looked_at() -> None:
     """In between the last one is repeated; those that are taken are the same as ever."""
     seen = []
@@ -221,6 +228,7 @@ def test_recorder_resumes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert not folder.exists()
 
 
+@pytest.mark.medium
 def test_pusht_planner_solves_pusht() -> None:
     """One seed, from reset to 95% coverage, at LeRobot's own step limit."""
     pytest.importorskip("gym_pusht")

@@ -27,6 +27,7 @@ def environments() -> Any:
         environment.close()
 
 
+@pytest.mark.medium
 def test_first_observations_are_the_same(environments: Any) -> None:
     """Pixels, state and all of the simulator, to the bit, at each seed, whatever was done in the episode before."""
     rng = np.random.default_rng(0)
@@ -62,6 +63,7 @@ def test_only_words_differ(environments: Any) -> None:
     assert [environments[task].call("task")[0] for task in TASKS] == list(TASKS)
 
 
+@pytest.mark.medium
 def test_each_expert_turns_its_way_and_no_episode_succeeds_in_both() -> None:
     """An expert's actions succeed in its own task within the limit, and never in the other."""
     sides = dict(zip(TASKS, ("handleStartOpen", "handleStartClose"), strict=True))
@@ -98,6 +100,7 @@ def test_first_way_counts() -> None:
         assert simulator.evaluate_state(None, None)[1]["success"] == 0.0
 
 
+@pytest.mark.medium
 def test_no_markers_whatever_is_asked() -> None:
     """Neither task shows a site, also with markers; others hide theirs when asked, in recorder and evaluation."""
 

@@ -66,6 +66,7 @@ def mean(pipeline) -> float:
     return float(torch.as_tensor(step.stats["action"]["mean"]).max())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("still", [1, 2, 3, 5, 8])
 def test_every_file_is_of_one_commit(moving: Moving, still: int, hub: Hub) -> None:  # noqa: F811
     """However early the branch moves on after the first look at it; the processors are of that commit too."""
@@ -77,6 +78,7 @@ def test_every_file_is_of_one_commit(moving: Moving, still: int, hub: Hub) -> No
     assert (bias(policy) > 50, mean(pre) > 50, mean(post) > 50) == (False, False, False)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("revision", "second"), [("v1", False), ("v2", True), (None, False)])
 def test_processors_are_of_the_policy_s_revision(moving: Moving, revision: str | None, second: bool) -> None:
     """lerobot-eval asks for the policy of `--policy.pretrained_revision` and for the processors of none."""
@@ -102,6 +104,7 @@ def test_a_config_of_one_revision_with_weights_of_another(moving: Moving, tmp_pa
         DeepFusionPolicy.from_pretrained(REPO, config=config, revision="v2")
 
 
+@pytest.mark.medium
 def test_the_revision_of_a_base_is_not_that_of_what_is_trained_from_it(moving: Moving, tmp_path: Path) -> None:
     """It would be asked for in the new repository, which has no such commit."""
     config = PreTrainedConfig.from_pretrained(REPO)

@@ -106,7 +106,7 @@ def test_killed_inside_a_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random(trainer: Trainer, undisturbed: tuple, tmp_path: Path, capsys, seed: int) -> None:
     """A run killed at any moment resumes, with the losses of an undisturbed run to the bit."""
     moment = random.Random(seed)
@@ -323,6 +323,13 @@ def test_data_cut_short(trainer: Trainer, tmp_path: Path, capsys) -> None:
 # --- long use ---------------------------------------------------------------------------------------------
 
 
+def kept() -> int:
+    """Bytes of the tensors that this process can still reach."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def resident() -> int:
     """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -330,17 +337,18 @@ def resident() -> int:
 
 @pytest.mark.slow
 def test_soak() -> None:
-    """10,000 actions in 400 episodes of three batch sizes: no NaN, no action of the episode before, memory flat.
+    """5,000 actions in 200 episodes of three batch sizes: no NaN, no action of the episode before, nothing kept.
 
-    Over the last 7,500 actions memory may grow by 2 MB, which is 280 bytes an action; one observation that is kept
-    has over 60,000. Measured: 0.2 MB over twice as many.
+    An observation that is kept has over 60,000 bytes, and there are 3,600 after the first measurement. What else the
+    process holds, and how it is laid out, moves by a few MB.
     """
     torch.manual_seed(0)
     config = make_config()
-    config.n_action_steps, config.num_inference_steps, warm = config.chunk_size, 1, 0
+    config.n_action_steps, config.num_inference_steps = config.chunk_size, 1
     policy = DeepFusionPolicy(config)
     pre = make_deepfusion_pre_post_processors(config, STATS)[0]
-    for episode in range(400):
+    warm = (0, 0)
+    for episode in range(200):
         size = (1, 2, 3)[episode % 3]
         batch = pre(make_batch(config, size, training=False))
         batch["observation.state"] = torch.randn(size, 4)
@@ -352,8 +360,7 @@ def test_soak() -> None:
         assert first.shape == (size, 3)
         for _ in range(24):
             assert policy.select_action(batch).isfinite().all()
-        if episode == 100:
-            gc.collect()
-            warm = resident()
-    gc.collect()
-    assert resident() - warm < 2 * 2**20
+        if episode == 55:  # of the same batch size as the last
+            warm = kept(), resident()
+    assert kept() - warm[0] < 10_000
+    assert resident() - warm[1] < 32 * 2**20

@@ -249,6 +249,7 @@ def attempt(folder: Path) -> str:
     return ""
 
 
+@pytest.mark.medium
 def test_no_field_of_the_config_opens_a_file(checkpoint: Path, outside: Path) -> None:
     """Paths in all text fields of `config.json`, nested ones too, one by one: nothing outside is opened."""
     config = json.loads((checkpoint / "config.json").read_text())
@@ -266,6 +267,7 @@ def test_no_field_of_the_config_opens_a_file(checkpoint: Path, outside: Path) ->
     assert {name for name in names if name.startswith(str(outside))} == set()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", [0, 1])
 def test_no_field_of_the_processors_opens_a_file(checkpoint: Path, outside: Path, kind: int) -> None:
     """Likewise in all text fields of both processor files, `state_file` among them, which is refused by name."""

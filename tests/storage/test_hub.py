@@ -179,6 +179,7 @@ def test_licence_follows_the_vlm(vlm_path: str, license_id: str, base: str | Non
     assert model_card(config).data.license == "mit"
 
 
+@pytest.mark.medium
 def test_commands_of_the_card_are_real() -> None:
     """LeRobot's parser makes of the evaluation command the environment and renaming of the training."""
     config = make_config()
@@ -195,6 +196,7 @@ def test_commands_of_the_card_are_real() -> None:
     assert "--dataset.repo_id=<you/data>" in finetune
 
 
+@pytest.mark.medium
 def test_card_of_a_saved_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command reads config, training and step from the checkpoint, and says how to push."""
     _, train, _ = trained(tmp_path)
@@ -227,6 +229,7 @@ def test_everything_saved_is_pushed(tmp_path: Path) -> None:
     assert [name for name in saved if not any(fnmatch(name, pattern) for pattern in allowed)] == []
 
 
+@pytest.mark.medium
 def test_push_and_load(hub: Hub, tmp_path: Path) -> None:
     """Weights come back bit for bit, those of an older commit or tag too, and the card's Python code runs."""
     policy, train, processors = trained(tmp_path)
@@ -258,6 +261,7 @@ def test_push_and_load(hub: Hub, tmp_path: Path) -> None:
     assert torch.equal(action, post(policy.select_action(pre(raw))))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("token", "license_id", "commits", "reason"),
     [

@@ -45,6 +45,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("where", "change", "tensors", "said"),
     [
@@ -72,6 +73,7 @@ def test_a_checkpoint_whose_steps_would_not_normalise(
         DeepFusionPolicy.from_pretrained(checkpoint)
 
 
+@pytest.mark.medium
 def test_a_checkpoint_s_constants_are_told(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     same = {f"observation.state__{name}": torch.tensor([1.0, 2.0, 3.0, 0.5]) for name in ("min", "max")}
     edit(checkpoint, *BEFORE, **same)
@@ -79,6 +81,7 @@ def test_a_checkpoint_s_constants_are_told(checkpoint: Path, caplog: pytest.LogC
     assert "never changes in its dimensions [0, 1, 2, 3] (joint0, joint1, joint2, joint3)" in caplog.text
 
 
+@pytest.mark.medium
 def test_a_base_without_statistics_can_be_trained_on(checkpoint: Path, tmp_path: Path) -> None:
     """The data set's take their place."""
     edit(checkpoint, *BEFORE, **{f"{key}__std": None for key in (STATE, ACTION)})

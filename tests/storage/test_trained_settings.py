@@ -46,6 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FOUR = {ACTION: PolicyFeature(FeatureType.ACTION, (4,))}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -129,6 +130,7 @@ def tune(base: Path, folder: Path, **changes: Any) -> DeepFusionConfig:
     return config
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -148,6 +150,7 @@ def test_joints_of_other_names_or_order_are_turned_away(base: Path, tmp_path: Pa
     assert "--policy.state_feature_names=null" in str(caught.value)
 
 
+@pytest.mark.medium
 def test_another_robot_is_taken_where_it_is_said(base: Path, tmp_path: Path) -> None:
     """Its names then take the place of the base's."""
     another = {"observation__state": vector(4, names="efgh"), "action": vector(3, names="uvw")}
@@ -155,6 +158,7 @@ def test_another_robot_is_taken_where_it_is_said(base: Path, tmp_path: Path) -> 
     assert (config.state_feature_names, config.action_feature_names) == (list("efgh"), list("uvw"))
 
 
+@pytest.mark.medium
 def test_a_robot_of_more_joints_is_another(base: Path, tmp_path: Path) -> None:
     more = {"observation__state": vector(6, names="abcdef"), "action": vector(5, names="xyzuv")}
     config = tune(base, tmp_path, **more)
@@ -162,6 +166,7 @@ def test_a_robot_of_more_joints_is_another(base: Path, tmp_path: Path) -> None:
     assert config.action_feature_names == list("xyzuv")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", [3, 4])
 def test_names_that_no_longer_fit_are_dropped(base: Path, tmp_path: Path, size: int) -> None:
     """A data set without names: those of the base may be another robot's."""
@@ -170,6 +175,7 @@ def test_names_that_no_longer_fit_are_dropped(base: Path, tmp_path: Path, size: 
     assert (config.state_feature_names, config.action_feature_names) == (None, None)
 
 
+@pytest.mark.medium
 def test_a_base_of_0_1_has_no_names_of_the_state(base: Path, tmp_path: Path) -> None:
     """Its actions have, and the mend is another then."""
     old = save(tmp_path / "old", *prepare(load(base.parent / "data"), small_data.config()))
@@ -182,6 +188,7 @@ def test_a_base_of_0_1_has_no_names_of_the_state(base: Path, tmp_path: Path) -> 
         tune(old, tmp_path / "b", action=vector(3, names="uvw"))
 
 
+@pytest.mark.medium
 def test_fine_tuning_keeps_camera_slots(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With `--policy.input_features=null`, the data set's cameras come in any order."""
     wrist, side = ("observation.images.wrist", "observation.images.side")

@@ -22,6 +22,7 @@ from tests.policies import STATS, loss, make, make_config
 RATES = {"optimizer_vlm_lr": 1e-5, "optimizer_connector_lr": 2e-5, "optimizer_vision_lr": 3e-6}
 
 
+@pytest.mark.medium
 def test_each_part_has_its_rate() -> None:
     """Groups stand in one order and hold every trained weight once; LeRobot logs the first one's rate."""
     policy, _, _ = make(**RATES)
@@ -57,6 +58,7 @@ def test_rate_of_a_frozen_part_is_an_error(frozen: dict, field: str, left: list[
         make(**frozen, **{field: 1e-5})[0].get_optim_params()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("steps", [20, 100, 30_000])
 def test_schedule_follows_the_length_of_the_run(steps: int) -> None:
     """From zero over the peak to zero at the last step, whatever `--steps` is, for every group's own rate."""
