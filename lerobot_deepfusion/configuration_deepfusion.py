@@ -13,7 +13,9 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+from .inputs.calibration import adopt_calibration, check_calibration
 from .inputs.cameras import EMPTY_CAMERA
+from .inputs.depth_keys import depth_key
 from .network.options import check_options
 from .training.optimizer import DeepFusionAdamWConfig, DeepFusionSchedulerConfig
 
@@ -78,6 +80,13 @@ class DeepFusionConfig(PreTrainedConfig):
     image_token_pooling: int = 1
     # Cameras that the data set lacks: slots `observation.images.empty_camera_<i>`, masked out.
     empty_cameras: int = 0
+    # What the policy sees in three dimensions, of cameras with depth: nothing (`none`), or the place of each patch in
+    # the frame of its `camera`, or of the robot's base (`world`), which needs the cameras' poses.
+    position_3d: str = "none"
+    # Intrinsics and pose by camera; see `inputs.calibration`. Filled from the data set.
+    camera_calibration: dict[str, Any] | None = None
+    # Nearest and farthest distance, in metres, that counts as measured.
+    depth_range: tuple[float, float] = (0.02, 5.0)
     # Training images are shifted by up to this share of their size in each direction; 0 turns it off.
     image_shift: float = 0.0
     # Share of training samples whose state is hidden, so that the picture is not ignored: with few
@@ -190,11 +199,13 @@ class DeepFusionConfig(PreTrainedConfig):
                 "one observation.image or observation.images.<name>"
             )
         for key, feature in self.image_features.items():
-            if len(feature.shape) != 3 or feature.shape[0] != 3:
+            if len(feature.shape) != 3 or feature.shape[0] != (3 if key in self.cameras else 1):
                 raise ValueError(
-                    f"{key} has the shape {feature.shape}; expected (3, height, width), a colour picture. Leave "
-                    "depth cameras out of policy.input_features"
+                    f"{key} has the shape {feature.shape}; expected (3, height, width), a colour picture, or, with "
+                    "policy.position_3d, (1, height, width), the depth under one. Leave others out of "
+                    "policy.input_features"
                 )
+        self._validate_space()
         for feature, key, name in (
             (self.robot_state_feature, OBS_STATE, "max_state_dim"),
             (self.action_feature, ACTION, "max_action_dim"),
@@ -212,18 +223,34 @@ class DeepFusionConfig(PreTrainedConfig):
                     f"set --policy.{name}={feature.shape[0]} or more"
                 )
 
+    def _validate_space(self) -> None:
+        if self.position_3d != "none" and not self.depth_cameras:
+            raise ValueError(
+                f"policy.position_3d={self.position_3d} and none of the cameras {self.cameras} has depth: expected a "
+                f"feature such as {depth_key(self.cameras[0])} of the shape (1, height, width). Record with "
+                "use_depth, or set policy.position_3d=none"
+            )
+        if self.camera_calibration is not None:
+            check_calibration(self.camera_calibration, self.cameras)
+
     def set_dataset_feature_metadata(self, features: dict[str, Any]) -> None:
         """LeRobot calls this with the columns of the data set, which it has just made the features of."""
         depth = {key for key, feature in self.image_features.items() if key in features and feature.shape[0] == 1}
-        if depth:
-            logger.info(f"the policy sees colour pictures: it takes nothing of {sorted(depth)}")
-        _drop_features(self, lambda key, _: key in depth)
+        seen = set() if self.position_3d == "none" else {depth_key(camera) for camera in self.cameras}
+        if unseen := sorted(depth - seen):
+            what = "colour pictures" if self.position_3d == "none" else "depth under colour pictures of the same name"
+            logger.info(f"the policy sees {what}: it takes nothing of {unseen}")
+        _drop_features(self, lambda key, _: key in unseen)
+        if self.depth_cameras:
+            self.camera_calibration = adopt_calibration(self, features)
 
     def leave_empty(self, cameras: Sequence[str]) -> None:
         """Make empty slots of the slots of these cameras, in their places."""
         config: Any = self
         features = {}
         for key, feature in config.input_features.items():
+            if key in {depth_key(camera) for camera in cameras}:
+                continue
             if key in cameras:
                 key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{self.empty_cameras}"
                 self.empty_cameras += 1
@@ -244,7 +271,15 @@ class DeepFusionConfig(PreTrainedConfig):
     @property
     def cameras(self) -> list[str]:
         """Batch keys of the camera slots, in their fixed order, which is that of `input_features`."""
-        return list(self.image_features)
+        keys = list(self.image_features)
+        depth = set() if self.position_3d == "none" else {depth_key(key) for key in keys}
+        return [key for key in keys if key not in depth]
+
+    @property
+    def depth_cameras(self) -> list[str]:
+        """Those of the cameras whose depth the policy sees."""
+        seen = {} if self.position_3d == "none" else self.image_features
+        return [camera for camera in self.cameras if depth_key(camera) in seen]
 
     def get_optimizer_preset(self) -> DeepFusionAdamWConfig:
         return DeepFusionAdamWConfig(

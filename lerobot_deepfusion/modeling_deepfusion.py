@@ -23,6 +23,7 @@ from .inputs.cameras import absent_cameras, stack_cameras
 from .inputs.dataset_checks import check_dataset
 from .inputs.dataset_facts import DatasetFacts
 from .inputs.images import random_shift
+from .inputs.points import stack_points
 from .inputs.prompt import expand_image_token, fit_tokens
 from .inputs.task_checks import check_tasks
 from .llava.empty_weights import empty_weights, fill_empty
@@ -61,7 +62,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
     image_std: Tensor
 
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
-        super().__init__(config)
+        super().__init__(config, kwargs.get("flat_weights", False))
         config.validate_features()
         # Of a run that resumes from shards, the weights come once they are distributed.
         fresh = vlm_weights and not has_shards(config.pretrained_path)
@@ -140,8 +141,11 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         vlm = config.vlm_config
         size = vlm["model"]["vision_config"]["image_size"]
         images, present, whole = stack_cameras(batch, config.cameras, size, vlm["image_resample"])
+        points = stack_points(config, batch, size)
         if self.training and config.image_shift:
-            images = random_shift(images, round(config.image_shift * size))
+            layers = images if points is None else torch.cat([images, points], dim=2)
+            layers = random_shift(layers, round(config.image_shift * size))
+            images, points = layers[:, :, :3], None if points is None else layers[:, :, 3:]
         tokens, valid = expand_image_token(
             *fit_tokens(
                 batch[OBS_LANGUAGE_TOKENS],
@@ -153,7 +157,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             perception.image_tokens,
         )
         pixels = (images - self.image_mean) / self.image_std
-        states = self.model.prefill(pixels, tokens, valid, right_padded=whole)
+        states = self.model.prefill(pixels, tokens, valid, right_padded=whole, points=points)
         return states.detach() if config.knowledge_insulation else states
 
     # --- training -----------------------------------------------------------------------------------------

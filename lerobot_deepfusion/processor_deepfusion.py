@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .configuration_deepfusion import DeepFusionConfig
 from .inputs.batch_checks import check_values
+from .inputs.depth_keys import depth_key
 from .inputs.prompt import fill_prompt
 from .inputs.statistics_checks import check_statistics
 from .llava.bounds import check_size
@@ -52,15 +53,18 @@ class DeepFusionValueCheckProcessorStep(_SameFeatures):
 
     Attributes:
         cameras: keys that the policy sees; None in pipelines of 0.1, and behind the policy.
+        depth: keys of the depth that it sees, if it sees any.
     """
 
     cameras: list[str] | None = None
+    depth: list[str] | None = None
 
     def __call__(self, transition: EnvTransition) -> EnvTransition:
         transition = transition.copy()
         observation = dict(transition.get(TransitionKey.OBSERVATION) or {})
         action = transition.get(TransitionKey.ACTION)
-        check_values(observation, action, transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}, self.cameras)
+        about = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        check_values(observation, action, about, self.cameras, self.depth or ())
         if isinstance(observation.get(OBS_STATE), Tensor):
             transition[TransitionKey.OBSERVATION] = {**observation, OBS_STATE: observation[OBS_STATE].float()}
         if isinstance(action, Tensor):
@@ -68,7 +72,8 @@ class DeepFusionValueCheckProcessorStep(_SameFeatures):
         return transition
 
     def get_config(self) -> dict[str, Any]:
-        return {} if self.cameras is None else {"cameras": self.cameras}
+        known = {"cameras": self.cameras, "depth": self.depth}
+        return {name: keys for name, keys in known.items() if keys is not None}
 
 
 @ProcessorStepRegistry.register(name="deepfusion_prompt_processor")
@@ -193,7 +198,9 @@ def make_deepfusion_pre_post_processors(
         input_steps=[
             steps.rename_observations,
             steps.add_batch_dim,
-            DeepFusionValueCheckProcessorStep(config.cameras),
+            DeepFusionValueCheckProcessorStep(
+                config.cameras, [depth_key(camera) for camera in config.depth_cameras] or None
+            ),
             prompt,
             steps.to_device,
             steps.normalize,

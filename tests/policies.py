@@ -16,18 +16,9 @@ STATS = {
 
 
 def make_config(cameras: tuple[str, ...] = ("image",), **changes) -> DeepFusionConfig:
-    config = DeepFusionConfig(
-        vlm_path="tiny",
-        device="cpu",
-        chunk_size=6,
-        n_action_steps=3,
-        num_inference_steps=2,
-        tokenizer_max_length=24,
-        max_state_dim=6,
-        max_action_dim=5,
-        push_to_hub=False,
-        **changes,
-    )
+    small = {"chunk_size": 6, "n_action_steps": 3, "num_inference_steps": 2, "tokenizer_max_length": 24}
+    small |= {"max_state_dim": 6, "max_action_dim": 5, "vlm_path": "tiny", "device": "cpu", "push_to_hub": False}
+    config = DeepFusionConfig(**{**small, **changes})
     config.input_features = {
         f"observation.{name}": PolicyFeature(type=FeatureType.VISUAL, shape=(3, 64, 80)) for name in cameras
     }

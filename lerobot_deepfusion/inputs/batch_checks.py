@@ -16,6 +16,8 @@ from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 from torch import Tensor
 
 from .cameras import EMPTY_CAMERA
+from .depth_checks import check_depth_shape, check_depth_unit
+from .depth_keys import depth_key
 
 ROUNDING = 1e-3  # by which a resized or augmented picture may leave [0, 1]
 
@@ -24,19 +26,23 @@ ROUNDING = 1e-3  # by which a resized or augmented picture may leave [0, 1]
 
 
 def check_values(
-    observation: Mapping[str, Any], action: Any, about: Mapping[str, Any], cameras: Sequence[str] | None = None
+    observation: Mapping[str, Any],
+    action: Any,
+    about: Mapping[str, Any],
+    cameras: Sequence[str] | None = None,
+    depth: Sequence[str] = (),
 ) -> None:
     """Numbers that would poison weights or reach the motors.
 
     Args:
-        observation: pictures [B, 3, height, width] and state [B, P] by key; other entries, such as pictures of depth,
-            are let through: if the policy has them among its cameras, it refuses them.
+        observation: pictures [B, 3, height, width], depth and state [B, P] by key; other entries are let through.
         action: [B, ...], or nothing.
         about: what the sample says of itself: `episode_index` and `index`, where it comes from a data set.
         cameras: keys that the policy sees; if they are not known, what is named and shaped like a picture.
+        depth: keys of the depth that it sees.
 
     Raises:
-        ValueError: for a number that is not finite or a picture that is no float in [0, 1].
+        ValueError: for a number that is not finite, a picture that is no float in [0, 1] or depth of another unit.
     """
     for key, value in observation.items():
         if not isinstance(value, Tensor):
@@ -46,6 +52,8 @@ def check_values(
             check_pictures({key: value}, about)
         elif key == OBS_STATE:
             _check_finite(key, value, about)
+    for key in depth:
+        check_depth_unit(key, observation.get(key))
     if isinstance(action, Tensor):
         _check_finite(ACTION, action, about)
 
@@ -112,11 +120,14 @@ def check_observation(config: Any, batch: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: if a shape is wrong or the state is missing.
     """
-    for key, feature in config.image_features.items():
+    for key in config.cameras:
         if key in batch and not isinstance(batch[key], Tensor):
             raise ValueError(f"{key} is a {type(batch[key]).__name__}; expected a tensor [batch, 3, height, width]")
         if key in batch and EMPTY_CAMERA not in key:
-            check_camera(key, tuple(batch[key].shape), feature)
+            check_camera(key, tuple(batch[key].shape), config.image_features[key])
+    for camera in config.depth_cameras:
+        if isinstance(batch.get(depth_key(camera)), Tensor):
+            check_depth_shape(camera, batch)
     feature = config.robot_state_feature
     if OBS_STATE not in batch:
         raise ValueError(

@@ -70,9 +70,9 @@ def check_columns(config: Any, facts: DatasetFacts) -> None:
             raise ValueError(f"the data set has no {key}, which this policy needs; it has {sorted(facts.features)}")
         if column is not None and not column["dtype"].startswith(NUMBERS):
             raise ValueError(f"{key} is of dtype {column['dtype']!r} in the data set; expected numbers")
-    for key, feature in config.image_features.items():
+    for key in config.cameras:
         if key in facts.features and facts.features[key]["dtype"] in ("image", "video"):
-            check_camera(key, _picture_shape(facts.features[key]), feature)
+            check_camera(key, _picture_shape(facts.features[key]), config.image_features[key])
 
 
 def _picture_shape(feature: Mapping[str, Any]) -> tuple[int, ...]:

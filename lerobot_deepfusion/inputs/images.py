@@ -35,17 +35,17 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
     """Shift each image by up to `pixels` in each direction, edges repeated (DrQ, Kostrikov et al. 2020).
 
     Args:
-        images: [B, C, 3, height, width]; every image gets a shift of its own.
+        images: [B, C, channels, height, width]; every image gets a shift of its own, with all that lies under it.
         pixels: largest shift.
     """
     if pixels == 0:
         return images
     flat = images.flatten(0, 1)
-    count, _, height, width = flat.shape
+    count, channels, height, width = flat.shape
     padded = F.pad(flat, (pixels,) * 4, mode="replicate")
     offset = torch.randint(0, 2 * pixels + 1, (2, count, 1), device=images.device)
     rows = (offset[0] + torch.arange(height, device=images.device))[:, None, :, None]
     columns = (offset[1] + torch.arange(width, device=images.device))[:, None, None, :]
     item = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(3, device=images.device)[None, :, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
     return padded[item, channel, rows, columns].view_as(images)

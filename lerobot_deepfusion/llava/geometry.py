@@ -13,6 +13,11 @@ def context_window(config: PreTrainedConfig) -> int:
     return min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings)
 
 
+def patches_in_a_row(config: PreTrainedConfig) -> int:
+    """Of a vision tower that has patches."""
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
 def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
     """Tokens that one image becomes.
 
@@ -24,7 +29,7 @@ def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
         if pooling > 1:
             raise ValueError(f"image_token_pooling={pooling}: the tiny LLaVA has no patches to average, set it to 1")
         return vision.num_tokens
-    side = vision.image_size // vision.patch_size
+    side = patches_in_a_row(config)
     class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
     if pooling > 1 and (side % pooling or class_token):
         raise ValueError(

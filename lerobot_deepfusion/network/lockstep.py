@@ -28,6 +28,7 @@ from ..llava.reader import llava_config_from_dict
 from .expert import DeepFusionActionExpert
 from .fusion import Fusion, VlmStates, source_layers
 from .perception import Perception
+from .positions import build_positions
 
 
 class DeepFusionModel(nn.Module):
@@ -46,6 +47,7 @@ class DeepFusionModel(nn.Module):
         expert_num_layers: see `source_layers`.
         action_expert_type: `deep_llama` or `late_gemma`.
         action_attention: `bidirectional` or `causal`.
+        position_3d: `none`, or the frame of the points that `prefill` is given; see `network.positions`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class DeepFusionModel(nn.Module):
         expert_num_layers: int | None = None,
         action_expert_type: str = "deep_llama",
         action_attention: str = "bidirectional",
+        position_3d: str = "none",
     ) -> None:
         super().__init__()
         depth = vlm_config.text_config.num_hidden_layers
@@ -73,10 +76,25 @@ class DeepFusionModel(nn.Module):
         config.causal = action_attention == "causal"
         config.context_is_hidden = fusion != "kv"
         self.expert = DeepFusionActionExpert(config, max_state_dim, max_action_dim)
+        self.position_3d = build_positions(vlm_config, position_3d, image_token_pooling)
 
-    def prefill(self, pixels: Tensor, token_ids: Tensor, valid: Tensor, right_padded: bool = True) -> VlmStates:
-        """One pass of the VLM; see `Perception.forward`."""
-        return self.perception(pixels, token_ids, valid, right_padded)
+    def prefill(
+        self,
+        pixels: Tensor,
+        token_ids: Tensor,
+        valid: Tensor,
+        right_padded: bool = True,
+        points: Tensor | None = None,
+    ) -> VlmStates:
+        """One pass of the VLM; see `Perception.forward`.
+
+        `points` [B, C, 4, height, width] are those of each pixel where the network is one that sees in 3D: x, y, z in
+        metres and 1, or zeros where there is none.
+        """
+        positions = None
+        if self.position_3d is not None and points is not None:
+            positions = self.position_3d(points.flatten(0, 1))
+        return self.perception(pixels, token_ids, valid, right_padded, positions)
 
     def denoise(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
         """Velocity of noisy actions at an embedded time; see `DeepFusionActionExpert.forward`."""
@@ -110,6 +128,8 @@ class DeepFusionModel(nn.Module):
         """Recompute layers in the backward pass; of a frozen part there is no backward pass to serve."""
         for part in (self.perception.vision_tower, self.perception.language_model, self.expert.backbone):
             trained = any(parameter.requires_grad for parameter in part.parameters())
+            # The gradient of positions comes through a text model that is frozen.
+            trained |= self.position_3d is not None and part is self.perception.language_model
             if trained and part.supports_gradient_checkpointing and not part.is_gradient_checkpointing:
                 part.gradient_checkpointing_enable({"use_reentrant": False})
                 # Embeddings that require a gradient are for reentrant checkpointing; frozen ones cost a graph.
@@ -153,6 +173,7 @@ def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False
             config.expert_num_layers,
             config.action_expert_type,
             config.action_attention,
+            config.position_3d,
         )
     except torch.OutOfMemoryError:
         raise

@@ -9,12 +9,14 @@ from typing import Any
 
 from ..llava.bounds import check_size
 from .fusion import FUSIONS, LAYERS
+from .positions import POSITIONS
 
 CHOICES = {
     "fusion": FUSIONS,
     "action_expert_type": ("deep_llama", "late_gemma"),
     "action_attention": ("bidirectional", "causal"),
     "time_conditioning": ("token", "adarms"),
+    "position_3d": POSITIONS,
     "expert_init": ("vlm", "random"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -46,6 +48,7 @@ def check_options(config: Any) -> None:
             raise ValueError(f"policy.{name}={value!r}: choose one of {', '.join(choices)}")
     _check_sizes(config)
     _check_switch(config)
+    _check_space(config)
 
 
 def _check_sizes(config: Any) -> None:
@@ -81,4 +84,18 @@ def _check_switch(config: Any) -> None:
         raise ValueError(
             "policy.expert_init=vlm copies a Llama's or Qwen2's weights, which a Gemma has no place for; use "
             "policy.expert_init=random with policy.action_expert_type=late_gemma"
+        )
+
+
+def _check_space(config: Any) -> None:
+    if config.position_3d != "none" and config.knowledge_insulation:
+        raise ValueError(
+            f"policy.position_3d={config.position_3d} is learned by what the expert reads of the VLM's states, which "
+            "policy.knowledge_insulation=true cuts off: nothing would train it. Use policy.train_expert_only=true"
+        )
+    near, far = config.depth_range if len(config.depth_range) == 2 else (0.0, 0.0)
+    if not (0 < near < far <= 1000):
+        raise ValueError(
+            f"policy.depth_range={config.depth_range}: expected the nearest and the farthest distance in metres that "
+            "the depth camera measures, such as [0.02, 5.0]"
         )

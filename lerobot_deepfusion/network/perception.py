@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModel
 
 from ..llava.geometry import image_tokens
+from ..llava.tiny import TinyVisionConfig
 from .attention import attend, project_key_value
 from .fusion import Fusion, KeyValue, VlmStates, source_layers, vlm_layers_needed
 from .masks import causal_mask, positions_from_valid
@@ -123,10 +124,14 @@ class Perception(nn.Module):
         """Tokens of one camera."""
         return image_tokens(self.config, self.pooling)
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """Normalised images [B, C, 3, height, width] -> tokens [B, C * N, D], in one call of the tower."""
+    def embed_images(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Normalised images [B, C, 3, height, width] -> tokens [B, C * N, D], in one call of the tower.
+
+        `positions` is what `network.positions` makes of the points of these pictures.
+        """
         batch, cameras = pixels.shape[:2]
-        features = self.vision_tower(pixels.flatten(0, 1)).last_hidden_state
+        stem = {"positions": positions} if isinstance(self.config.vision_config, TinyVisionConfig) else {}
+        features = self.vision_tower(pixels.flatten(0, 1), **stem).last_hidden_state
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
         if self.pooling > 1:
@@ -135,17 +140,20 @@ class Perception(nn.Module):
         if self.image_newline is not None:
             newline = self.image_newline.to(tokens.dtype).expand(len(tokens), 1, -1)
             tokens = torch.cat([tokens, newline], dim=1)
+        if positions is not None and not stem:
+            tokens = tokens + positions.to(tokens.dtype)
         return tokens.reshape(batch, cameras * tokens.shape[1], -1)
 
-    def embed(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor, token_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Prefix embeddings [B, S, D]: text embeddings with the image tokens put into their places.
 
         Args:
             pixels: [B, C, 3, height, width].
             token_ids: [B, S], with C * N image tokens in every row.
+            positions: see `embed_images`.
         """
         embeds = self.language_model.embed_tokens(token_ids)
-        images = self.embed_images(pixels).to(embeds.dtype)
+        images = self.embed_images(pixels, positions).to(embeds.dtype)
         places = token_ids == self.config.image_token_id
         return embeds.masked_scatter(places[..., None], images)
 
@@ -155,6 +163,7 @@ class Perception(nn.Module):
         token_ids: Tensor,
         valid: Tensor,
         right_padded: bool = True,
+        positions: Tensor | None = None,
     ) -> VlmStates:
         """Run the VLM once.
 
@@ -164,8 +173,9 @@ class Perception(nn.Module):
             valid: bool [B, S]; False at padding and at the tokens of absent cameras.
             right_padded: whether invalid tokens stand at the right end only, so that causal attention
                 needs no mask.
+            positions: see `embed_images`.
         """
-        x = self.embed(pixels, token_ids)
+        x = self.embed(pixels, token_ids, positions)
         text = self.language_model
         position_embeddings = text.rotary_emb(x, positions_from_valid(valid))
         mask = None if right_padded else causal_mask(valid)

@@ -22,6 +22,7 @@ ARCHITECTURE = (
     "expert_num_layers",
     "time_conditioning",
     "image_token_pooling",
+    "position_3d",
     "max_state_dim",
     "max_action_dim",
 )
@@ -66,19 +67,22 @@ def read_checkpoint_config(source: str | Path, **hub: Any) -> DeepFusionConfig:
 
 
 def require_same_architecture(
-    config: DeepFusionConfig, saved: DeepFusionConfig, source: str | Path, revision: Any = None
+    config: DeepFusionConfig, saved: DeepFusionConfig, source: str | Path, revision: Any = None, train: bool = False
 ) -> None:
     """
     Args:
-        config: to be used.
+        config: to be used; to train, one that sees in 3D may start from a checkpoint that sees flat.
         saved: that of the checkpoint.
         source: where that is.
         revision: of it, if it is on the Hub and one was asked for.
+        train: whether it is trained on.
 
     Raises:
         ValueError: naming the fields in which the two differ.
     """
     different = [name for name in ARCHITECTURE if getattr(config, name) != getattr(saved, name)]
+    if train and saved.position_3d == "none":
+        different = [name for name in different if name != "position_3d"]
     if different:
         found = ", ".join(
             name

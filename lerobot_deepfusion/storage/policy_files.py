@@ -20,6 +20,7 @@ from torch import Tensor
 from ..configuration_deepfusion import DeepFusionConfig
 from ..inputs.rollout_check import watch_rollouts
 from ..network.lockstep import DeepFusionModel
+from ..network.positions import build_positions
 from ..training.precision import set_precision
 from .checkpoint_config import read_checkpoint_config, require_same_architecture
 from .checkpoint_place import pinned, remember_commit
@@ -43,8 +44,9 @@ class StoredPolicy(PreTrainedPolicy):
     name = "deepfusion"
     model: DeepFusionModel
 
-    def __init__(self, config: DeepFusionConfig) -> None:
+    def __init__(self, config: DeepFusionConfig, flat_weights: bool = False) -> None:
         super().__init__(config)
+        self.flat_weights = flat_weights  # whether those to come are of a policy without `position_3d`
         watch_publishing()
 
     @classmethod
@@ -81,7 +83,8 @@ class StoredPolicy(PreTrainedPolicy):
         elif not isinstance(config, DeepFusionConfig):
             raise ValueError(f"a config of type {config.type!r} does not describe a 'deepfusion' policy")
         config.vlm_config = config.vlm_config or saved.vlm_config
-        require_same_architecture(config, saved, source, asked)
+        require_same_architecture(config, saved, source, asked, train=meta is not None or config.use_peft)
+        kwargs["flat_weights"] = saved.position_3d == "none"
         if meta is not None:
             adopt_dataset(config, saved, meta, source)
             check_tasks_of(meta, config, source, hub)
@@ -98,12 +101,22 @@ class StoredPolicy(PreTrainedPolicy):
     def _load_as_safetensor(  # type: ignore[override]
         cls, model: StoredPolicy, model_file: str, map_location: str, strict: bool
     ) -> StoredPolicy:
-        load_weights(model, stored_tensors([Path(model_file)]), model_file)
+        new = model.new_weights()
+        load_weights(model, stored_tensors([Path(model_file)]), model_file, new)
         if model.config.use_peft:
             # Adapters are to come; a VLM of 7B in float32 would not be there for them on a card of 24 GB.
             model.model.perception.requires_grad_(False)
         set_precision(model, model.config.dtype)
         return model
+
+    def new_weights(self) -> tuple[str, ...]:
+        """What the checkpoint that is loaded has no weights of, and starts as it is built."""
+        if not self.flat_weights or self.model.position_3d is None:
+            return ()
+        perception = self.model.perception
+        positions = build_positions(perception.config, self.config.position_3d, perception.pooling)
+        self.model.position_3d = positions
+        return tuple(f"model.position_3d.{name}" for name, _ in positions.named_parameters()) if positions else ()
 
     # --- saving -------------------------------------------------------------------------------------------
 

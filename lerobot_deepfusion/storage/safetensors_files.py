@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,9 @@ def is_file_name(name: object) -> bool:
     return isinstance(name, str) and bool(name.strip(". ")) and not any(char in name for char in "/\\:\0")
 
 
-def load_weights(module: nn.Module, stored: dict[str, StoredTensor], source: object) -> None:
+def load_weights(
+    module: nn.Module, stored: dict[str, StoredTensor], source: object, new: Collection[str] = ()
+) -> None:
     """Give a module built under `empty_weights` its weights, in the type that they are stored in.
 
     Nothing is changed unless every weight is there, has its shape, and none is left over.
@@ -87,11 +89,12 @@ def load_weights(module: nn.Module, stored: dict[str, StoredTensor], source: obj
         module: parameters and persistent buffers are replaced.
         stored: by the module's own names.
         source: named in the error.
+        new: names of weights that are not stored and stay as they are.
 
     Raises:
         RuntimeError: naming the weights that are missing, left over or of another shape.
     """
-    wanted = module.state_dict()
+    wanted = {key: value for key, value in module.state_dict().items() if key not in new}
     problems = {"missing": wanted.keys() - stored.keys(), "left over": stored.keys() - wanted.keys()}
     both = wanted.keys() & stored.keys()
     problems["of another shape"] = {key for key in both if stored[key].dimensions != wanted[key].shape}
@@ -100,7 +103,7 @@ def load_weights(module: nn.Module, stored: dict[str, StoredTensor], source: obj
             f"{source} does not fit this policy. "
             + "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
         )
-    module.load_state_dict({key: stored[key][...] for key in wanted}, assign=True)
+    module.load_state_dict({key: stored[key][...] for key in wanted}, assign=True, strict=not new)
 
 
 def some(keys: Iterable[str]) -> str:

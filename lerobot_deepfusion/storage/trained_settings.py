@@ -21,7 +21,16 @@ from .checkpoint_config import ARCHITECTURE, of_another_revision, where
 
 logger = logging.getLogger(__name__)
 
-TRAINED = ("chunk_size", "normalization_mapping", "cameras", "state", "action", "state names", "action names")
+TRAINED = (
+    "chunk_size",
+    "normalization_mapping",
+    "cameras",
+    "depth",
+    "state",
+    "action",
+    "state names",
+    "action names",
+)
 RUN_TIME = ("n_action_steps", "num_inference_steps", "tokenizer_max_length", "dtype", "rtc_config")
 
 
@@ -32,6 +41,7 @@ def trained_settings(config: DeepFusionConfig) -> dict[str, Any]:
         "chunk_size": config.chunk_size,
         "normalization_mapping": {name: str(getattr(mode, "value", mode)) for name, mode in sorted(mapping.items())},
         "cameras": list(config.cameras),
+        "depth": list(config.depth_cameras),
         "state": None if state is None else list(state.shape),
         "action": None if action is None else list(action.shape),
         "state names": _known(config.state_feature_names, state),

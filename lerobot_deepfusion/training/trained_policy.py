@@ -50,8 +50,9 @@ class TrainedPolicy(Policy):
         return parameter_groups(self.config, self.model)
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """What `--peft.*` adapts, the attention of the VLM, and what it trains whole, the expert."""
-        return dict(LORA_TARGETS)
+        """What `--peft.*` adapts, the attention of the VLM, and what it trains whole: what is not pretrained."""
+        whole = LORA_TARGETS["modules_to_save"] + ["position_3d"] * (self.model.position_3d is not None)
+        return {**LORA_TARGETS, "modules_to_save": whole}
 
     def _validate_peft_config(self, peft_config: Any) -> None:
         """LeRobot's check that there is a base, and ours that every name is one of a module's."""

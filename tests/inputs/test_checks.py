@@ -127,7 +127,7 @@ def test_depth_is_nothing_to_the_policy_unless_it_is_among_its_cameras() -> None
     depth = torch.randint(0, 5000, (3, 1, 64, 80), dtype=torch.int32)
     pre({**make_batch(config), f"{IMAGE}s.front_depth": depth})
     config.input_features[f"{IMAGE}s.front_depth"] = PolicyFeature(FeatureType.VISUAL, (1, 64, 80))
-    with pytest.raises(ValueError, match=r"front_depth has the shape \(1, 64, 80\).*Leave depth cameras out"):
+    with pytest.raises(ValueError, match=r"front_depth has the shape \(1, 64, 80\).*Leave others out"):
         DeepFusionPolicy(config)
 
 

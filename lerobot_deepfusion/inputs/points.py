@@ -1,0 +1,94 @@
+"""Depth pictures to points in space that lie under a picture's pixels, on the device: free functions.
+
+Axis letters: B batch, C cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .calibration import calibration_of
+from .depth_keys import depth_key
+
+MILLIMETRES = 1000.0
+
+
+def back_project(depth: Tensor, intrinsics: Tensor, pose: Tensor | None, near: float, far: float) -> Tensor:
+    """Each pixel's point, in the camera's frame or, with a pose, in the robot's.
+
+    Args:
+        depth: distance along the camera's axis [B, 1, height, width], metres.
+        intrinsics: [B, 4], shares of the picture; pixel centres are at (i + 0.5) / width.
+        pose: [B, 12], see `inputs.calibration`.
+        near, far: metres; what is outside, or no number, is no point.
+
+    Returns:
+        [B, 4, height, width]: x, y, z in metres and 1, or four zeros.
+    """
+    height, width = depth.shape[-2:]
+    valid = torch.isfinite(depth) & (depth >= near) & (depth <= far)
+    z = torch.where(valid, depth, 0.0)
+    fx, fy, cx, cy = intrinsics[:, :, None, None].split(1, dim=1)
+    right = (torch.arange(width, device=depth.device) + 0.5) / width
+    down = ((torch.arange(height, device=depth.device) + 0.5) / height)[:, None]
+    points = torch.cat([(right - cx) / fx * z, (down - cy) / fy * z, z], dim=1)
+    if pose is not None:
+        rows = pose.view(-1, 3, 4)
+        points = torch.einsum("bij,bjhw->bihw", rows[:, :, :3], points) + rows[:, :, 3, None, None]
+    return torch.cat([points * valid, valid.to(points.dtype)], dim=1)
+
+
+def letterbox_points(points: Tensor, size: int) -> Tensor:
+    """What `letterbox` does to a picture: sums over the pixels that become one, and no points in the bars.
+
+    Args:
+        points: [B, 4, height, width] as `back_project` makes them.
+        size: side of the square, pixels.
+
+    Returns:
+        [B, 4, size, size]: means over all pixels, those without a point as zeros; the last is the share that has one.
+    """
+    height, width = points.shape[-2:]
+    if (height, width) == (size, size):
+        return points
+    scale = size / max(height, width)
+    new = max(1, round(height * scale)), max(1, round(width * scale))
+    points = F.interpolate(points, new, mode="area")
+    top, left = (size - new[0]) // 2, (size - new[1]) // 2
+    return F.pad(points, (left, size - new[1] - left, top, size - new[0] - top))
+
+
+def stack_points(config: Any, batch: Mapping[str, Any], size: int) -> Tensor | None:
+    """Points under the pictures of all cameras in their slots: [B, C, 4, size, size], zeros for a camera without
+    depth; none for a policy that sees flat.
+
+    Raises:
+        ValueError: if depth, intrinsics or pose of a camera are missing.
+    """
+    if config.position_3d == "none":
+        return None
+    near, far = config.depth_range
+    slots: list[Tensor | None] = []
+    for camera in config.cameras:
+        if camera not in config.depth_cameras or camera not in batch:
+            slots.append(None)
+            continue
+        depth = batch.get(depth_key(camera))
+        if not isinstance(depth, Tensor):
+            raise ValueError(
+                f"{depth_key(camera)} is not in the batch, and the policy was built to see it. Its camera must give "
+                "depth (use_depth), or train without: --policy.position_3d=none"
+            )
+        # Integers of 16 bits, as robots send them, can neither be compared nor resized.
+        metres = depth.float() / MILLIMETRES
+        calibration = calibration_of(config, batch, camera, len(metres), metres.device)
+        points = letterbox_points(back_project(metres, *calibration, near, far), size)
+        there = batch.get(f"{camera}_padding_mask")
+        slots.append(points if there is None else points * there.view(-1, 1, 1, 1))
+    first = next(points for points in slots if points is not None)
+    return torch.stack([torch.zeros_like(first) if points is None else points for points in slots], dim=1)

@@ -1,0 +1,151 @@
+"""Where in space the patches of a picture are, added to their tokens: zero at the start, so that 3D begins as 2D.
+
+From SpatialVLA's Ego3D (Qu et al. 2025, arXiv:2501.15830): several points a patch, sine features. From LLaVA-3D (Zhu
+et al. 2024, arXiv:2409.18125): a picture without depth keeps its 2D tokens. Ours: what has no depth counts for
+nothing instead of lying at the camera, wavelengths are in metres, the sum stands behind the projector, where a
+pretrained LLaVA's own pooling and freezing don't reach, and its last layer starts at zero.
+
+Axis letters: B batch, C cameras, N image tokens of one camera, D text width, G tokens in a row of the picture.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ..llava.geometry import image_tokens, patches_in_a_row
+from ..llava.tiny import TinyVisionConfig
+
+POSITIONS = ("none", "camera", "world")
+CELLS = 2  # in a row and a column of each token
+OCTAVES = 8
+LONGEST = 4.0  # metres; the shortest wavelength is then 31 mm, and finer ones alias inside a patch
+HIDDEN = 256
+LEAST_SHARE = 0.25  # of a cell's pixels; fewer points are none
+
+
+def centre(position_3d: str) -> Tensor:
+    """Where the workspace is, in metres: a metre before the camera, or at the robot's base."""
+    return torch.tensor([0.0, 0.0, 1.0 if position_3d == "camera" else 0.0])
+
+
+def cell_means(points: Tensor, patches: int, patch_size: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Mean point of the square cells of a picture, over the pixels that have one.
+
+    Args:
+        points: [M, 4, size, size]; x, y, z in metres and 1, or four zeros where there is no point, or means of such.
+        patches: of the vision tower, in a row; what lies beyond them is cut off, as its convolution does.
+        patch_size: in pixels.
+        cells: in a row of the picture.
+
+    Returns:
+        [M, 3, cells, cells] in metres, and the share of pixels with a point [M, 1, cells, cells]; both zero where
+        that is less than `LEAST_SHARE`.
+    """
+    seen = points[..., : patches * patch_size, : patches * patch_size]
+    return mean_points(F.adaptive_avg_pool2d(seen, cells))
+
+
+def mean_points(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over pixels with a point, [M, 4, ...], to their mean and share; both zero below `LEAST_SHARE`."""
+    sums, share = points.split((3, 1), dim=1)
+    share = share * (share >= LEAST_SHARE)
+    return sums / share.clamp(min=LEAST_SHARE) * (share > 0), share
+
+
+def sine_features(places: Tensor, octaves: int = OCTAVES) -> Tensor:
+    """Places [..., 3] in metres from the centre -> themselves by halves, and sines and cosines of `octaves`
+    wavelengths of each: [..., 3 + 6 * octaves].
+    """
+    waves = 2 * math.pi / LONGEST * 2.0 ** torch.arange(octaves, device=places.device, dtype=places.dtype)
+    angles = (places[..., None, :] * waves[:, None]).flatten(-2)
+    return torch.cat([places / 2, angles.sin(), angles.cos()], dim=-1)
+
+
+class PatchPositions(nn.Module):
+    """For a tower of patches: what is added to the tokens behind the projector.
+
+    Args:
+        vlm_config: config of the whole LLaVA.
+        position_3d: `camera` or `world`, in whose frame the points are.
+        pooling: see `Perception`.
+    """
+
+    centre: Tensor
+
+    def __init__(self, vlm_config: PreTrainedConfig, position_3d: str, pooling: int) -> None:
+        super().__init__()
+        vision, width = vlm_config.vision_config, vlm_config.text_config.hidden_size
+        self.patches, self.patch_size = patches_in_a_row(vlm_config), vision.patch_size
+        self.tokens_in_a_row = self.patches // pooling
+        others = image_tokens(vlm_config, pooling) - self.tokens_in_a_row**2
+        newline = vlm_config.model_type in ("llava_next", "llava_onevision")
+        self.around = (others - newline, int(newline))  # class token before, newline behind: they are nowhere
+        self.mlp = nn.Sequential(
+            nn.Linear(CELLS**2 * (3 + 6 * OCTAVES + 1), HIDDEN),
+            nn.LayerNorm(HIDDEN),
+            nn.SiLU(),
+            nn.Linear(HIDDEN, width),
+        )
+        self.register_buffer("centre", centre(position_3d), persistent=False)
+        _zero(self.mlp[-1])
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Points [B * C, 4, size, size] -> [B * C, N, D] in float32."""
+        with torch.autocast(points.device.type, enabled=False):
+            mean, share = cell_means(points.float(), self.patches, self.patch_size, CELLS * self.tokens_in_a_row)
+            place, there = mean.movedim(1, -1) - self.centre, share.movedim(1, -1)
+            cells = torch.cat([sine_features(place) * (there > 0), there], dim=-1)
+            # The cells of a token side by side: [M, G, cells, G, cells, F] -> [M, G * G, cells * cells * F].
+            grid = cells.unflatten(2, (-1, CELLS)).unflatten(1, (-1, CELLS)).transpose(2, 3)
+            tokens = grid.flatten(3).flatten(1, 2)
+            seen = there.unflatten(2, (-1, CELLS)).unflatten(1, (-1, CELLS)).transpose(2, 3).flatten(3).flatten(1, 2)
+            out = self.mlp(tokens) * (seen.amax(-1, keepdim=True) > 0)
+        return F.pad(out, (0, 0, *self.around))
+
+
+class StemPositions(nn.Module):
+    """For the tiny tower, whose tokens have no place: maps of coordinates through a second first convolution, which
+    starts at zero and is added to the first before its activation. From scratch this early is where they help.
+
+    Args:
+        vision: config of the tower.
+        position_3d: as for `PatchPositions`.
+    """
+
+    centre: Tensor
+
+    def __init__(self, vision: TinyVisionConfig, position_3d: str) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(7, vision.channels[0], 5, stride=2, padding=2, bias=False)
+        self.register_buffer("centre", centre(position_3d), persistent=False)
+        _zero(self.convolution)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Points [B * C, 4, size, size] -> [B * C, channels, size / 2, size / 2] in float32."""
+        with torch.autocast(points.device.type, enabled=False):
+            mean, there = mean_points(points.float())
+            place = (mean - self.centre[:, None, None]) * (there > 0)
+            waves = torch.sin(2 * math.pi * place)  # of one metre
+            return self.convolution(torch.cat([place, waves, there], dim=1))
+
+
+def build_positions(vlm_config: PreTrainedConfig, position_3d: str, pooling: int) -> nn.Module | None:
+    """The module for a LLaVA, or none for a policy that sees flat. The generator of random numbers stays as it is, so
+    that one seed gives the same other weights and the same batches.
+    """
+    if position_3d == "none":
+        return None
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(vlm_config.vision_config, TinyVisionConfig):
+            return StemPositions(vlm_config.vision_config, position_3d)
+        return PatchPositions(vlm_config, position_3d, pooling)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

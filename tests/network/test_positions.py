@@ -1,0 +1,162 @@
+"""Positions of patches: equal to loops over pixels, worth nothing where there is no depth, and zero at the start."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lerobot_deepfusion.llava.tiny import tiny_llava_config
+from lerobot_deepfusion.network import positions
+from lerobot_deepfusion.network.lockstep import DeepFusionModel
+from lerobot_deepfusion.network.positions import PatchPositions, StemPositions, cell_means, sine_features
+from tests.llavas import IMAGE_TOKEN_ID, enlarge, llava_config
+
+
+def some_points(count: int, size: int, seed: int = 0) -> Tensor:
+    """A third of the pixels without a point, and a quarter of the picture."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(count, 4, size, size, generator=generator)
+    points[:, 3] = torch.rand(count, size, size, generator=generator) > 1 / 3
+    points[:, 3, : size // 2, : size // 2] = 0
+    return points * points[:, 3:]
+
+
+def cells_by_loops(points: Tensor, patches: int, patch_size: int, cells: int) -> tuple[Tensor, Tensor]:
+    side = patches * patch_size // cells
+    mean, share = torch.zeros(len(points), 3, cells, cells), torch.zeros(len(points), 1, cells, cells)
+    for item in range(len(points)):
+        for row in range(cells):
+            for column in range(cells):
+                seen = [
+                    points[item, :3, y, x]
+                    for y in range(row * side, (row + 1) * side)
+                    for x in range(column * side, (column + 1) * side)
+                    if points[item, 3, y, x]
+                ]
+                if len(seen) >= positions.LEAST_SHARE * side**2:
+                    mean[item, :, row, column] = torch.stack(seen).mean(0)
+                    share[item, 0, row, column] = len(seen) / side**2
+    return mean, share
+
+
+@pytest.mark.parametrize(("patches", "patch_size", "size", "pooling"), [(4, 8, 32, 1), (4, 8, 32, 2), (3, 14, 50, 1)])
+def test_cells_equal_loops(patches: int, patch_size: int, size: int, pooling: int) -> None:
+    """Pooling, and a tower that leaves a border out (SigLIP: 27 patches of 14 in 384); worst error 3e-7 m."""
+    points, cells = some_points(2, size), 2 * patches // pooling
+    found = cell_means(points, patches, patch_size, cells)
+    for value, expected in zip(found, cells_by_loops(points, patches, patch_size, cells), strict=True):
+        assert (value - expected).abs().max() < 1e-6
+    assert (found[1][..., : cells // 2, : cells // 2] == 0).all()
+    assert (found[1] > 0).any()
+
+
+def test_sine_features_equal_loops() -> None:
+    """Of SpatialVLA's kind: the place, then sine and cosine of each wavelength; worst error 2e-5 (angles of 200)."""
+    place = torch.tensor([0.3, -1.2, 0.05])
+    expected = [float(value) / 2 for value in place]
+    for function in (math.sin, math.cos):
+        for octave in range(8):
+            expected += [function(2 * math.pi * float(value) / (4.0 / 2**octave)) for value in place]
+    assert (sine_features(place) - torch.tensor(expected)).abs().max() < 5e-5
+
+
+@pytest.mark.parametrize("pooling", [1, 2])
+def test_each_token_gets_its_own_cells(make: str, pooling: int) -> None:
+    """A point moved under one patch changes that patch's token alone; class token and newline get nothing."""
+    config = llava_config(make)
+    if make == "clip_mistral" and pooling == 1:
+        config.vision_feature_select_strategy = "full"
+    module = PatchPositions(config, "camera", pooling)
+    enlarge(module)
+    points = some_points(1, 32)
+    moved = points.clone()
+    moved[0, 0, 20:24, 28:32] += 0.3 * moved[0, 3, 20:24, 28:32]  # the cell in row 5, column 7 of 8
+    changed = (module(moved) - module(points))[0].abs().amax(-1) > 1e-6
+    row, column = (2, 3) if pooling == 1 else (1, 1)
+    class_token = int(make == "clip_mistral" and pooling == 1)
+    assert changed.nonzero().flatten().tolist() == [class_token + row * module.tokens_in_a_row + column]
+    tokens = module(points)[0]
+    assert (tokens[:class_token] == 0).all()
+    if make in ("next_mistral", "onevision"):
+        assert (tokens[-1] == 0).all()
+    assert (tokens[class_token] == 0).all()  # the corner without a point
+    assert (tokens[-1 - (make in ("next_mistral", "onevision"))] != 0).any()
+
+
+def test_camera_and_world_have_centres_of_their_own() -> None:
+    """A metre before the camera, and the base: with the points moved by as much the tokens are the same."""
+    torch.manual_seed(0)
+    camera, world = (PatchPositions(llava_config("clip_llama"), frame, 1) for frame in ("camera", "world"))
+    enlarge(camera)
+    world.load_state_dict(camera.state_dict())
+    points = some_points(1, 32)
+    moved = points.clone()
+    moved[:, 2] += moved[:, 3]
+    assert torch.allclose(camera(moved), world(points), atol=2e-3)
+    assert not torch.allclose(camera(points), world(points), atol=0.1)
+
+
+def both_models(make: str, fusion: Any) -> tuple[DeepFusionModel, DeepFusionModel, int]:
+    """Flat and in space, of one seed, and where the random numbers stand behind each."""
+    config = tiny_llava_config() if make == "tiny" else llava_config(make)
+    models, states = [], []
+    for frame in ("none", "world"):
+        torch.manual_seed(3)
+        models.append(DeepFusionModel(config, fusion, 1.0, "adarms", 4, 3, position_3d=frame))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    return models[0], models[1], config.vision_config.image_size
+
+
+def velocity(model: DeepFusionModel, size: int, points: Tensor | None) -> Tensor:
+    torch.manual_seed(4)
+    image_id = model.perception.config.image_token_id
+    tokens = torch.full((2, 2 * model.perception.image_tokens + 5), image_id)
+    tokens[:, -5:] = torch.randint(0, min(80, IMAGE_TOKEN_ID), (2, 5))
+    pixels, time = torch.rand(2, 2, 3, size, size), torch.rand(2, 1)
+    states = model.prefill(pixels, tokens, torch.ones_like(tokens, dtype=torch.bool), points=points)
+    return model.denoise(states, torch.randn(2, 4), torch.randn(2, 1, 6, 3), model.embed_time(time))
+
+
+@pytest.mark.parametrize("make", ["tiny", "clip_llama", "siglip_qwen2", "onevision"])
+def test_space_begins_flat(make: str, fusion: str) -> None:
+    """Of one seed: velocity and the gradient of every weight are those of the flat network to the bit; then the new
+    weights get a gradient, and what they learn counts.
+    """
+    flat, space, size = both_models(make, fusion)
+    points = some_points(4, size).view(2, 2, 4, size, size)
+    one, other = velocity(flat, size, None), velocity(space, size, points)
+    assert torch.equal(one, other)
+    one.square().sum().backward()
+    other.square().sum().backward()
+    weights = dict(space.named_parameters())
+    for name, parameter in flat.named_parameters():
+        assert torch.equal(weights[name], parameter)
+        assert (parameter.grad is None) == (weights[name].grad is None)
+        assert parameter.grad is None or torch.equal(weights[name].grad, parameter.grad)
+    new = {name: value for name, value in weights.items() if name.startswith("position_3d.")}
+    assert len(weights) == len(list(flat.parameters())) + len(new)
+    assert any(value.grad.any() for value in new.values())
+    enlarge(space.position_3d)
+    assert not torch.allclose(velocity(space, size, points), one, atol=1e-3)
+    # Without a single point it is flat whatever was learned.
+    assert torch.equal(velocity(space, size, torch.zeros_like(points)), one)
+
+
+def test_stem_sees_where_points_are() -> None:
+    """Coordinates from the centre, their sines and the share of points, all zero where there is none."""
+    module = StemPositions(tiny_llava_config().vision_config, "camera")
+    seen: list[Tensor] = []
+    module.convolution.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    points = some_points(1, 96)
+    module(points)
+    there = points[:, 3] > 0
+    place = points[:, :3].movedim(1, -1)[there] - torch.tensor([0.0, 0.0, 1.0])
+    maps = seen[0].movedim(1, -1)
+    expected = torch.cat([place, torch.sin(2 * math.pi * place), torch.ones(len(place), 1)], dim=1)
+    assert torch.allclose(maps[there], expected, atol=1e-6)
+    assert (maps[~there] == 0).all()
