@@ -46,6 +46,7 @@ def test_the_device_that_stands_for_apple_s() -> None:
             torch.zeros(2, dtype=dtype)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 def test_a_step_and_a_chunk_on_a_device_without_float64(options: dict) -> None:
     """From the raw batch through loss, backward pass and optimizer; then a chunk, and an action sent back."""
@@ -84,6 +85,7 @@ def copies(policy: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 def test_copies_act_alike_and_stand_alone(options: dict) -> None:
     """To the bit, with what was queued and weights of their own: the first is as it was when the copy's are gone."""

@@ -32,6 +32,7 @@ def config_of(llava: Path, **changes):
     return config
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("sharded", "tied"), [(True, False), (False, True)])
 def test_weights_come_from_disk(make: str, dtype: torch.dtype, sharded: bool, tied: bool, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_vlm_stream_equals_transformers(make: str, cameras: int, left: bool) -> 
             assert error(ours.transpose(1, 2)[valid], theirs.transpose(1, 2)[valid]) < 1e-5
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("time", ["adarms", "token"])
 @pytest.mark.parametrize("width", [1.0, 0.5])
 @pytest.mark.parametrize("left", [False, True])

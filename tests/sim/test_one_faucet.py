@@ -84,6 +84,7 @@ def test_each_expert_turns_its_way_and_no_episode_succeeds_in_both() -> None:
         env.close()
 
 
+@pytest.mark.medium
 def test_first_way_counts() -> None:
     env: Any = MetaworldFastEnv().make("one-faucet-close")
     env._ensure_env()

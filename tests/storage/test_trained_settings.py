@@ -73,6 +73,7 @@ def test_acting_takes_what_was_trained(trained: Path, change: dict, said: str) -
     assert "'main'" in str(caught.value)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("change", [{"n_action_steps": 6}, {"num_inference_steps": 1}, {"dtype": "bfloat16"}])
 def test_acting_takes_other_run_time_settings(trained: Path, change: dict) -> None:
     policy = DeepFusionPolicy.from_pretrained(trained, config=given(trained, **change))
@@ -209,6 +210,7 @@ def test_a_robot_s_names() -> None:
         check_robot_names(["a", "b"], ["y"], ["a", "b"], ["x"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("state", "actions", "said"),
     [
@@ -279,6 +281,7 @@ def test_n_action_steps_that_can_t_be(steps: float) -> None:
         policy.select_action(batch)
 
 
+@pytest.mark.medium
 def test_other_run_time_settings_count_at_once() -> None:
     policy, batch, _ = make()
     calls, noise = [], torch.randn(3, 6, 3)
