@@ -144,13 +144,13 @@ def check_observation(config: Any, batch: Mapping[str, Tensor]) -> None:
         )
 
 
-def check_camera(key: str, shape: tuple[int, ...], feature: PolicyFeature) -> None:
+def check_camera(key: str, shape: tuple[int, ...], feature: PolicyFeature, channels: int = 3) -> None:
     """
     Raises:
-        ValueError: if a picture's shape is not [B, 3, height, width] in the proportions of the feature.
+        ValueError: if a picture's shape is not [B, channels, height, width] in the proportions of the feature.
     """
-    if len(shape) != 4 or shape[1] != 3:
-        raise ValueError(f"{key} has the shape {shape}; expected [batch, 3, height, width], channels first")
+    if len(shape) != 4 or shape[1] != channels:
+        raise ValueError(f"{key} has the shape {shape}; expected [batch, {channels}, height, width], channels first")
     height, width = feature.shape[-2:]
     # Rounded sizes of one picture at two resolutions differ by half a pixel on each side.
     if abs(shape[2] * width - shape[3] * height) > (height + width) / 2 + (shape[2] + shape[3]) / 2:

@@ -32,6 +32,7 @@ MAX_STEP = 2**53  # a robot at 1 kHz gets there in 285,000 years
 MAX_TIMESTAMP = 1e11  # seconds; the year 5138
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # LeRobot makes the state float32, where more is infinite
 PICTURE_KINDS = ("uint8", "float16", "float32", "float64")
+DEPTH_KINDS = ("uint16", *PICTURE_KINDS)  # of one channel; a sensor may say NaN where nothing came back
 
 
 @dataclass(frozen=True)
@@ -218,12 +219,14 @@ def _picture(value: Any, camera: str, announced: tuple[int | None, int | None, i
         want == have if want is not None else 1 <= have <= MAX_SIDE
         for want, have in zip(announced, picture.shape, strict=True)
     )
-    if not fits or picture.dtype.name not in PICTURE_KINDS:
+    depth = announced[-1] == 1
+    kinds = DEPTH_KINDS if depth else PICTURE_KINDS
+    if not fits or picture.dtype.name not in kinds:
         raise invalid(
             f"camera {quoted(camera)} sends {picture.dtype.name} of the shape {picture.shape}; expected what was "
-            f"announced, {announced}, of {' or '.join(PICTURE_KINDS)}"
+            f"announced, {announced}, of {' or '.join(kinds)}"
         )
-    if picture.dtype.kind == "f" and not np.isfinite(picture).all():
+    if not depth and picture.dtype.kind == "f" and not np.isfinite(picture).all():
         raise invalid(f"camera {quoted(camera)} sends values that are NaN or infinite")
     return picture
 

@@ -10,6 +10,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from ..configuration_deepfusion import DeepFusionConfig
 from ..inputs.batch_checks import check_camera
 from ..inputs.cameras import EMPTY_CAMERA
+from ..inputs.depth_keys import depth_key
 from ..inputs.identity import check_robot_names
 
 
@@ -27,8 +28,9 @@ def check_robot(features: dict[str, dict[str, Any]], config: DeepFusionConfig) -
         ValueError: with what is sent, what is expected and the mend.
     """
     sent = sorted(key for key in features if key.startswith(OBS_IMAGES))
-    needed = sorted(key for key in config.cameras if EMPTY_CAMERA not in key)
-    if set(sent) - set(config.cameras) or set(needed) - set(sent):
+    seen = [*config.cameras, *(depth_key(camera) for camera in config.depth_cameras)]
+    needed = sorted(key for key in seen if EMPTY_CAMERA not in key)
+    if set(sent) - set(seen) or set(needed) - set(sent):
         raise ValueError(
             f"the robot sends the cameras {sent} and the policy expects {needed}; name the robot's cameras in the "
             f"client's --robot.cameras as the policy does, without '{OBS_IMAGES}.'"
@@ -36,7 +38,7 @@ def check_robot(features: dict[str, dict[str, Any]], config: DeepFusionConfig) -
     for key in needed:  # LeRobot's server stretches pictures to the policy's size before the policy sees them
         height, width, channels = features[key]["shape"]
         if height and width:  # a robot may leave it to the camera
-            check_camera(key, (1, channels, height, width), config.image_features[key])
+            _check(key, (1, channels, height, width), config)
     joints, size = features.get(OBS_STATE, {}).get("names", []), config.robot_state_feature.shape[0]
     if len(joints) != size:
         raise ValueError(
@@ -60,4 +62,8 @@ def check_pictures(values: Mapping[str, Any], features: Mapping[str, Mapping[str
     for key, feature in features.items():
         if key.startswith(OBS_IMAGES) and key in config.image_features and None in feature["shape"]:
             height, width, channels = values[key.removeprefix(f"{OBS_IMAGES}.")].shape
-            check_camera(key, (1, channels, height, width), config.image_features[key])
+            _check(key, (1, channels, height, width), config)
+
+
+def _check(key: str, shape: tuple[int, ...], config: Any) -> None:
+    check_camera(key, shape, config.image_features[key], channels=3 if key in config.cameras else 1)

@@ -20,6 +20,7 @@ from lerobot.async_inference.policy_server import PolicyServer
 from .messages import Instructions, Observation
 from .refusal import invalid
 from .robot_check import check_pictures, check_robot
+from .robot_depth import fit_depth, without_unseen_depth
 
 REMEMBERED = 1000  # timesteps that were acted on; LeRobot keeps all, which grows for as long as a robot runs
 
@@ -46,12 +47,12 @@ class RobotWork:
         preprocessor: Any,
         postprocessor: Any,
     ) -> None:
-        check_robot(instructions.features, policy.config)
-        self.features = instructions.features
+        self.features = without_unseen_depth(instructions.features, policy.config)
+        check_robot(self.features, policy.config)
         self.engine = PolicyServer(config)
         self.engine.device = instructions.device
         self.engine.policy_type = instructions.policy_type
-        self.engine.lerobot_features = instructions.features
+        self.engine.lerobot_features = self.features
         self.engine.actions_per_chunk = instructions.actions_per_chunk
         self.engine.policy = policy
         self.engine.preprocessor, self.engine.postprocessor = preprocessor, postprocessor
@@ -84,7 +85,7 @@ class RobotWork:
         timed = TimedObservation(
             timestamp=observation.timestamp,
             timestep=observation.timestep,
-            observation=observation.values,
+            observation=fit_depth(observation.values, self.engine.policy.config),
             must_go=observation.must_go or self._owes_answer,
         )
         if self.engine._enqueue_observation(timed):

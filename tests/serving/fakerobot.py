@@ -24,6 +24,8 @@ class FakeRobotConfig(RobotConfig):
     # After so many actions the robot's user presses Ctrl-C.
     actions: int = 20
     camera: str = "front"
+    # Whether it measures depth, as LeRobot's robots give it: whole millimetres of 16 bits.
+    depth: bool = False
 
 
 class FakeRobot(Robot):
@@ -37,11 +39,17 @@ class FakeRobot(Robot):
         self.config = config
         self.sent: list[dict[str, float]] = []
         self.state = dict.fromkeys(STATE, 1.0)
-        self.frame = np.random.default_rng(0).integers(0, 255, FRAME, dtype=np.uint8)
+        random = np.random.default_rng(0)
+        self.frame = random.integers(0, 255, FRAME, dtype=np.uint8)
+        # A wall from half a metre to two, and nothing coming back from the upper left.
+        wall = np.linspace(500, 2000, FRAME[1])[None, :, None] + random.integers(0, 20, (*FRAME[:2], 1))
+        self.depth = wall.astype(np.uint16)
+        self.depth[: FRAME[0] // 3, : FRAME[1] // 3] = 0
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        return {**dict.fromkeys(STATE, float), self.config.camera: FRAME}
+        depth = {f"{self.config.camera}_depth": (*FRAME[:2], 1)} if self.config.depth else {}
+        return {**dict.fromkeys(STATE, float), self.config.camera: FRAME, **depth}
 
     @property
     def action_features(self) -> dict[str, Any]:
@@ -55,7 +63,8 @@ class FakeRobot(Robot):
     def configure(self) -> None: ...
 
     def get_observation(self) -> dict[str, Any]:
-        return {**self.state, self.config.camera: self.frame}
+        depth = {f"{self.config.camera}_depth": self.depth} if self.config.depth else {}
+        return {**self.state, self.config.camera: self.frame, **depth}
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
         self.sent.append(action)
