@@ -87,9 +87,9 @@ def stage_peaks(
 
 
 def _run(model: DeepFusionModel, inputs: list[Tensor], setting: Setting) -> None:
-    pixels, tokens, valid, state, noisy, time = inputs
+    pixels, tokens, valid, state, noisy, time, *points = inputs
     with torch.autocast("cpu", torch.bfloat16, enabled=setting.half):
-        states = model.prefill(pixels, tokens, valid)
+        states = model.prefill(pixels, tokens, valid, points=points[0] if points else None)
         if setting.acting:
             states = model.project_contexts(states)
         velocity = model.denoise(states, state, noisy, model.embed_time(time))
@@ -101,6 +101,7 @@ def _run(model: DeepFusionModel, inputs: list[Tensor], setting: Setting) -> None
 def _inputs(model: DeepFusionModel, load: Workload) -> list[Tensor]:
     side, tokens = model.perception.config.vision_config.image_size, load.prefix(model)
     expert, batch = model.expert, load.batch
+    in_space = model.position_3d is not None
     return [
         torch.empty(batch, load.cameras, 3, side, side),
         torch.empty(batch, tokens, dtype=torch.long),
@@ -108,6 +109,7 @@ def _inputs(model: DeepFusionModel, load: Workload) -> list[Tensor]:
         torch.empty(batch, expert.state_in_proj.in_features),
         torch.empty(batch, load.samples, load.chunk, expert.action_in_proj.in_features),
         torch.empty(batch, load.samples),
+        *([torch.empty(batch, load.cameras, 4, side, side)] if in_space else []),
     ]
 
 

@@ -53,7 +53,7 @@ def lora_parameters(model: nn.Module, rank: int) -> dict[str, int]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and re.fullmatch(LORA_TARGETS["target_modules"], f"model.{name}"):
             counts[part_of(name)] += rank * (module.in_features + module.out_features)
-        elif name.split(".")[-1] in LORA_TARGETS["modules_to_save"]:
+        elif name.split(".")[-1] in (*LORA_TARGETS["modules_to_save"], "position_3d"):
             counts[part_of(f"{name}.")] += sum(parameter.numel() for parameter in module.parameters())
     return counts
 

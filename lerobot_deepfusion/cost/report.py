@@ -35,7 +35,11 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
         f"of at most {context_window(model.perception.config)}"
     )
     prompt = "the VLM's chat template" if config.vlm_config is None else repr(config.vlm_config["prompt"])
-    cameras = [f"{camera}: {size} x {size} pixels, {tokens} tokens" for camera in config.cameras]
+    depth = f", depth in the frame of {'the robot' if config.position_3d == 'world' else 'the camera'}"
+    cameras = [
+        f"{camera}: {size} x {size} pixels, {tokens} tokens{depth if camera in config.depth_cameras else ''}"
+        for camera in config.cameras
+    ]
     keys = f"keys and values {_size(memory.key_value_bytes(model, load, half))}"
     if config.fusion != "kv":
         keys = f"hidden states {_size(memory.context_bytes(model, load, half))}, projected to {keys}"

@@ -17,6 +17,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from .batch_checks import check_camera
 from .damaged_files import check_videos
 from .dataset_facts import NUMBERS, DatasetFacts, states
+from .depth_keys import EXTRINSICS, INTRINSICS
 from .row_checks import check_not_finite, check_rows
 from .statistics_checks import STATISTICS, check_statistics, mode_of, warn_of_statistics
 
@@ -45,7 +46,13 @@ def check_dataset(config: Any, meta: Any) -> None:
     check_lengths(config, facts)
     for done in checked:
         check_rows(done, facts)
-    if unused := facts.unused_vectors():
+    if config.depth_cameras and (moving := facts.moving_transforms()):
+        raise ValueError(
+            f"--dataset.image_transforms has {moving}, which move what is in a picture and not the depth under it. "
+            "Leave them out (--dataset.image_transforms.tfs), and shift both together with --policy.image_shift"
+        )
+    where = (INTRINSICS, EXTRINSICS) if config.depth_cameras else ()
+    if unused := [key for key in facts.unused_vectors() if not key.startswith(where)]:
         logger.info(
             f"the policy sees {OBS_STATE} and its cameras, and learns {ACTION}: it takes nothing of {unused}. What "
             f"it should see or do besides belongs into {OBS_STATE} or {ACTION}"

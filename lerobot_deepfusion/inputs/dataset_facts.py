@@ -12,6 +12,25 @@ from typing import Any
 from lerobot.utils.constants import ACTION, OBS_STATE, OBS_STR
 
 DATASETS = ("LeRobotDataset", "StreamingLeRobotDataset")
+# Of torchvision and LeRobot: what leaves every pixel where it is.
+COLOURS = (
+    "ColorJitter",
+    "GaussianNoise",
+    "Grayscale",
+    "Identity",
+    "JPEG",
+    "RandomAdjustSharpness",
+    "RandomAutocontrast",
+    "RandomChannelPermutation",
+    "RandomEqualize",
+    "RandomErasing",
+    "RandomGrayscale",
+    "RandomInvert",
+    "RandomPhotometricDistort",
+    "RandomPosterize",
+    "RandomSolarize",
+    "SharpnessJitter",
+)
 NUMBERS = ("float", "int", "uint", "bool")  # how the dtypes of columns begin that a state may be
 
 
@@ -94,6 +113,12 @@ class DatasetFacts:
         """LeRobot's data sets of this root that are in use."""
         found = [item for item in gc.get_objects() if type(item).__name__ in DATASETS and hasattr(item, "meta")]
         return [item for item in found if Path(item.meta.root) == self.root]
+
+    def moving_transforms(self) -> list[str]:
+        """Names of LeRobot's image transforms that may move what is in a picture."""
+        used = [getattr(dataset, "image_transforms", None) for dataset in self._datasets]
+        named = [getattr(transforms, "transforms", {}) for transforms in used if transforms is not None]
+        return sorted({name for some in named for name, tf in some.items() if type(tf).__name__ not in COLOURS})
 
     def lengths(self) -> list[int]:
         """Frames of each episode that is trained on."""

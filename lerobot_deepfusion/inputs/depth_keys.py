@@ -24,4 +24,5 @@ def extrinsics_key(camera: str) -> str:
 
 
 def _name(camera: str) -> str:
-    return camera.removeprefix("observation.").removeprefix("images.")
+    """LeRobot takes every key with `image` in it for a picture."""
+    return camera.removeprefix("observation.").removeprefix("images.").replace("image", "picture")
