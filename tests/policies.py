@@ -6,6 +6,7 @@ import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
 from lerobot_deepfusion import DeepFusionConfig
+from lerobot_deepfusion.inputs.depth_keys import depth_key
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 
@@ -13,6 +14,8 @@ STATS = {
     "observation.state": {"mean": torch.tensor([1.0, 2.0, 3.0, 4.0]), "std": torch.full((4,), 2.0)},
     "action": {"mean": torch.tensor([0.5, -0.5, 0.0]), "std": torch.full((3,), 0.5)},
 }
+INTRINSICS = [0.9, 1.1, 0.5, 0.5]
+POSE = [0.0, -1, 0, 0.1, -1, 0, 0, 0.2, 0, 0, -1, 0.9]
 
 
 def make_config(cameras: tuple[str, ...] = ("image",), **changes) -> DeepFusionConfig:
@@ -24,6 +27,11 @@ def make_config(cameras: tuple[str, ...] = ("image",), **changes) -> DeepFusionC
     }
     config.input_features["observation.state"] = PolicyFeature(type=FeatureType.STATE, shape=(4,))
     config.output_features = {"action": PolicyFeature(type=FeatureType.ACTION, shape=(3,))}
+    if config.position_3d != "none":  # the first camera has depth, the others not
+        camera = f"observation.{cameras[0]}"
+        config.input_features[depth_key(camera)] = PolicyFeature(type=FeatureType.VISUAL, shape=(1, 64, 80))
+        if "camera_calibration" not in changes:
+            config.camera_calibration = {camera: {"intrinsics": INTRINSICS, "pose": POSE}}
     return config
 
 
@@ -35,6 +43,9 @@ def make_batch(config: DeepFusionConfig, size: int = 3, training: bool = True) -
     if training:
         batch["action"] = torch.randn(size, config.chunk_size, 3, generator=generator)
         batch["action_is_pad"] = torch.zeros(size, config.chunk_size, dtype=torch.bool)
+    for camera in config.depth_cameras:  # millimetres, a third of them without a return
+        seen = torch.rand(size, 1, 64, 80, generator=generator) > 1 / 3
+        batch[depth_key(camera)] = (400 + 1200 * torch.rand(size, 1, 64, 80, generator=generator)) * seen
     return batch
 
 

@@ -19,32 +19,19 @@ from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from tests.checkpoints import write_llava
 from tests.llavas import enlarge
-from tests.policies import STATS, loss, make_batch, make_config
+from tests.policies import INTRINSICS, POSE, STATS, loss, make_batch, make_config
 
-TOP, WRIST = "observation.images.top", "observation.images.wrist"
-INTRINSICS = [0.9, 1.1, 0.5, 0.5]
-POSE = [0.0, -1, 0, 0.1, -1, 0, 0, 0.2, 0, 0, -1, 0.9]
+TOP, WRIST = CAMERAS = "observation.images.top", "observation.images.wrist"
 CALIBRATION = {TOP: {"intrinsics": INTRINSICS, "pose": POSE}}
 
 
-def config_of(frame: str = "world", cameras: tuple[str, ...] = (TOP, WRIST), **changes: Any) -> DeepFusionConfig:
-    """The first camera with depth, the others without."""
-    names = tuple(camera.removeprefix("observation.") for camera in cameras)
-    if frame != "none":
-        changes = {"camera_calibration": CALIBRATION, "position_3d": frame, **changes}
-    config = make_config(names, **changes)
-    if frame != "none":
-        config.input_features[depth_key(cameras[0])] = PolicyFeature(type=FeatureType.VISUAL, shape=(1, 64, 80))
-    return config
+def config_of(frame: str = "world", **changes: Any) -> DeepFusionConfig:
+    """Two cameras, the first with depth."""
+    return make_config(("images.top", "images.wrist"), position_3d=frame, **changes)
 
 
-def batch_of(config: DeepFusionConfig, training: bool = True) -> dict[str, Any]:
-    """With millimetres, a third of them no returns."""
-    batch = make_batch(config, training=training)
-    generator = torch.Generator().manual_seed(1)
-    depth = 400 + 1200 * torch.rand(3, 1, 64, 80, generator=generator)
-    batch[depth_key(TOP)] = depth * (torch.rand(3, 1, 64, 80, generator=generator) > 1 / 3)
-    return make_deepfusion_pre_post_processors(config, STATS)[0](batch)
+def batch_of(config: DeepFusionConfig) -> dict[str, Any]:
+    return make_deepfusion_pre_post_processors(config, STATS)[0](make_batch(config))
 
 
 def policy_of(config: DeepFusionConfig, learned: bool = False) -> DeepFusionPolicy:
@@ -163,6 +150,7 @@ def test_configs_that_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
         with pytest.raises(ValueError, match=message):
             make_config(**changes)
     config = make_config(position_3d="world")
+    del config.input_features["observation.image_depth"]
     with pytest.raises(ValueError, match=r"none of the cameras .* has depth.*observation\.image_depth"):
         config.validate_features()
     config = config_of(camera_calibration={"observation.images.side": {}})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lerobot_deepfusion.llava.tiny import tiny_llava_config
@@ -160,3 +161,48 @@ def test_stem_sees_where_points_are() -> None:
     expected = torch.cat([place, torch.sin(2 * math.pi * place), torch.ones(len(place), 1)], dim=1)
     assert torch.allclose(maps[there], expected, atol=1e-6)
     assert (maps[~there] == 0).all()
+
+
+# --- beside the two that it comes from --------------------------------------------------------------------
+
+
+def ego3d_features(points: Tensor, patches: int, patch_size: int) -> Tensor:
+    """SpatialVLA's: the mean depth of a cell times the ray through its middle, (P - (0, 0, 2)) / 2, sines and cosines
+    of 2 ** k times that; before the projector, and whether or not there was a return.
+    """
+    cells = 2 * patches
+    middle = F.adaptive_avg_pool2d(points[:, :3], cells)  # of what has depth everywhere it is the same
+    place = (middle - torch.tensor([0.0, 0.0, 2.0])[:, None, None]) / 2
+    angles = torch.cat([2.0**k * place for k in range(8)], dim=1)
+    return torch.cat([place, angles.sin(), angles.cos()], dim=1)
+
+
+def llava_3d_points(points: Tensor, patches: int, patch_size: int) -> Tensor:
+    """LLaVA-3D's: raw metres of the pixel in the middle of a patch."""
+    at = torch.arange(patches) * patch_size + patch_size // 2
+    return points[:, :3, at][..., at]
+
+
+def test_holes_do_not_move_ours() -> None:
+    """A wall with half of its pixels without a return is where the whole wall is. SpatialVLA's mean lies halfway to
+    the camera (it has no holes: its depth is a network's); LLaVA-3D's pixel is lost with the one that it looks at.
+    """
+    wall = torch.zeros(1, 4, 32, 32)
+    wall[:, 2], wall[:, 3] = 1.4, 1.0
+    holes = wall.clone()
+    holes[..., ::2] = 0  # every other column, those in the middle of a patch too
+    ours, theirs = cell_means(holes, 4, 8, 8)[0], ego3d_features(holes, 4, 8)
+    assert torch.allclose(ours, cell_means(wall, 4, 8, 8)[0])
+    assert torch.allclose(theirs[:, 2], torch.tensor((0.7 - 2) / 2))
+    assert (llava_3d_points(holes, 4, 8) == 0).all()
+    assert (llava_3d_points(wall, 4, 8)[:, 2] == 1.4).all()
+
+
+def test_whole_walls_are_the_same_to_all_three() -> None:
+    """Without holes the cells of the two that average agree, and the pixel lies within a cell of them."""
+    right, down = torch.meshgrid(torch.arange(32) / 32, torch.arange(32) / 32, indexing="xy")
+    plane = torch.stack([right - 0.5, down - 0.5, 1 + 0.3 * right, torch.ones(32, 32)])[None]
+    ours, theirs = cell_means(plane, 4, 8, 8)[0], ego3d_features(plane, 4, 8)[:, :3]
+    assert torch.allclose((ours - torch.tensor([0.0, 0.0, 2.0])[:, None, None]) / 2, theirs, atol=1e-6)
+    pixel = llava_3d_points(plane, 4, 8)
+    assert (pixel - F.adaptive_avg_pool2d(ours, 4)).abs().max() < 1 / 32

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
@@ -33,9 +32,8 @@ CALIBRATION = {CAMERA: {"intrinsics": [0.7, 1.2, 0.5, 0.5], "pose": [1.0, 0, 0, 
 
 def save(folder: Path, frame: str = "world", camera: tuple[int, int] = FRAME[:2]) -> Path:
     config = make_config(("images.front",), position_3d=frame, camera_calibration=CALIBRATION)
-    config.input_features[CAMERA].shape = (3, *camera)
-    if frame != "none":
-        config.input_features[depth_key(CAMERA)] = PolicyFeature(type=FeatureType.VISUAL, shape=(1, *camera))
+    for feature in config.image_features.values():
+        feature.shape = (feature.shape[0], *camera)
     torch.manual_seed(0)
     policy = DeepFusionPolicy(config)
     if frame != "none":

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen VLM": {"train_expert_only": True},
     "SigLIP and Qwen2": {"vlm_path": "siglip_qwen2"},
     "bfloat16": {"dtype": "bfloat16"},
+    "in space": {"vlm_path": "next_mistral", "position_3d": "world", "gradient_checkpointing": True},
     # As the shipped configs of the two published LLaVAs, which these are small ones of.
     "LLaVA-OneVision": {
         "vlm_path": "onevision",
