@@ -3,8 +3,8 @@
 `camera` is the key of the picture in a batch, such as `observation.images.top`, which makes
 `observation.images.top_depth`, `observation.intrinsics.top` and `observation.extrinsics.top`.
 
-LeRobot takes a column with `image` in its name for a picture: it merges no data sets in which it is none, and turns its
-axes on a robot. So the vectors of `observation.image` are `observation.intrinsics.camera` and so on, those of
+LeRobot takes a column with `image` in its name for a picture: it merges no data sets in which it is none, and turns
+its axes on a robot. So the vectors of `observation.image` are `observation.intrinsics.camera` and so on, those of
 `observation.images.image2` are of `camera2`.
 """
 

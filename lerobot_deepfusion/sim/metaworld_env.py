@@ -81,7 +81,7 @@ class FastMetaworld(MetaworldEnv):
         if depth:
             size = (1, self.observation_height, self.observation_width)
             boxes = [spaces.Box(-np.inf, np.inf, shape, np.float32) for shape in (size, (4,), (12,))]
-            known = dict(self.observation_space.spaces)
+            known: dict[str, Any] = dict(self.observation_space.spaces)
             for key in self._keys.values():
                 known |= _beside(key, *boxes)
             self.observation_space = spaces.Dict(known)

@@ -41,7 +41,7 @@ class MetaworldExpert:
             size, ["x", "y", "z", "gripper"], ["dx", "dy", "dz", "gripper"], self.cameras
         )
         if config.depth:
-            self.features |= depth_features(size, self.tryout.calibration())
+            self.features |= depth_features(size, self.tryout.get_wrapper_attr("calibration")())
 
     def succeeds(self, seed: int) -> bool:
         """Tried without pictures: physics takes a millisecond a step and a frame takes 25."""

@@ -61,9 +61,12 @@ def room(request: pytest.FixtureRequest) -> Iterator[tuple[Any, dict[str, Any]]]
 @pytest.mark.medium
 @pytest.mark.parametrize("camera", CAMERAS)
 def test_depth_ends_where_rays_end(room: tuple[Any, dict[str, Any]], camera: str) -> None:
-    """Medians are 0.007 to 0.009 mm (half a quantum's half), 99 of 100 are within 0.05 mm.
+    """The worst median is 0.0088 mm, of which a quantum's rounding is 0.0076; 99 of 100 are within 0.045 mm.
 
-    The rest graze an edge. The worst median is MEASURED.
+    At most 0.4% are off by more than 1 mm, and graze an edge. A principal point in the middle, as if the small pixel
+    that is taken were the whole one, has medians of 0.1 to 4 mm; topview's is still 0, most of what it sees being flat,
+    and 99 of 100 are within 310 mm. Averaged depths: 34 to 680 mm. behindGripper is not among them: at first it is
+    inside the arm, of whose inner side a ray sees what a renderer leaves out.
     """
     env, seen = room
     depth, intrinsics, extrinsics = (seen[key] for key in keys_of(f"observation.images.{camera}"))
