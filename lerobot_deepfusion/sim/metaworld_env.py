@@ -81,10 +81,8 @@ class FastMetaworld(MetaworldEnv):
         if depth:
             size = (1, self.observation_height, self.observation_width)
             boxes = [spaces.Box(-np.inf, np.inf, shape, np.float32) for shape in (size, (4,), (12,))]
-            known: dict[str, Any] = dict(self.observation_space.spaces)
             for key in self._keys.values():
-                known |= _beside(key, *boxes)
-            self.observation_space = spaces.Dict(known)
+                self.observation_space = spaces.Dict({**self.observation_space.spaces, **_beside(key, *boxes)})
         self._max_episode_steps = episode_length
         self._frame: np.ndarray | None = None
         self._seen: dict[str, np.ndarray | None] = {}
