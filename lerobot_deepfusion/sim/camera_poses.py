@@ -11,7 +11,9 @@ shows, stands at -35, 37.4 and 1.152. From each place the camera looks at the sp
 | `narrow_train`                    | -25 to -5                                | 37.4       | 1.152       |
 | `narrow_held_out`                 | -35 to -25 or -5 to 5: beyond those      | 37.4       | 1.152       |
 | `wide_train`                      | -50 to 20                                | 27 to 48   | 1.0 to 1.25 |
-| `wide_held_out`                   | -70 to -50 or 20 to 40: beyond those     | 27 to 48   | 1.0 to 1.25 |
+| `wide_held_out`                   | -65 to -50 or 20 to 35: beyond those     | 27 to 48   | 1.0 to 1.25 |
+
+Further still, from -70, the robot's own body comes between.
 """
 
 from __future__ import annotations
@@ -64,5 +66,5 @@ CAMERA_POSES: dict[str, CameraPoses | None] = {
     "narrow_train": CameraPoses(((-25, -5),)),
     "narrow_held_out": CameraPoses(((-35, -25), (-5, 5))),
     "wide_train": CameraPoses(((-50, 20),), (27, 48), (1.0, 1.25)),
-    "wide_held_out": CameraPoses(((-70, -50), (20, 40)), (27, 48), (1.0, 1.25)),
+    "wide_held_out": CameraPoses(((-65, -50), (20, 35)), (27, 48), (1.0, 1.25)),
 }
