@@ -56,6 +56,17 @@ def deepfusion() -> None:
     default=True,
     help="Show what Meta-World marks in its pictures. Evaluate with --env.goal_markers as recorded.",
 )
+@click.option(
+    "--depth/--no-depth",
+    default=False,
+    help="Record each camera's depth too, with intrinsics and pose. Evaluate with --env.depth as recorded.",
+)
+@click.option(
+    "--camera-poses",
+    default="fixed",
+    help="Where Meta-World's cameras stand in each episode: few_train, narrow_train or wide_train. Evaluate with "
+    "--env.camera_poses, the same or its _held_out.",
+)
 @click.option("--workers", default=WORKERS, help="Recording processes.")
 def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
     """Record demonstrations from scripted experts as a data set.

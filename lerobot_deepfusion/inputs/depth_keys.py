@@ -1,6 +1,11 @@
 """Names of what belongs to a camera besides its picture: depth as LeRobot records it, and where the camera is.
 
-`camera` is the key of the picture in a batch, such as `observation.images.top`.
+`camera` is the key of the picture in a batch, such as `observation.images.top`, which makes
+`observation.images.top_depth`, `observation.intrinsics.top` and `observation.extrinsics.top`.
+
+LeRobot takes a column with `image` in its name for a picture: it merges no data sets in which it is none, and turns
+its axes on a robot. So the vectors of `observation.image` are `observation.intrinsics.camera` and so on, those of
+`observation.images.image2` are of `camera2`.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ def depth_key(camera: str) -> str:
 
 
 def intrinsics_key(camera: str) -> str:
-    """Focal lengths and centre [B, 4]: fx / width, fy / height, cx / width, cy / height."""
+    """Focal lengths and centre [B, 4]: fx / width, fy / height, cx / width, cy / height; pixel i is at i + 0.5."""
     return f"{INTRINSICS}{_name(camera)}"
 
 
@@ -24,5 +29,4 @@ def extrinsics_key(camera: str) -> str:
 
 
 def _name(camera: str) -> str:
-    """LeRobot takes every key with `image` in it for a picture."""
-    return camera.removeprefix("observation.").removeprefix("images.").replace("image", "picture")
+    return camera.removeprefix("observation.").removeprefix("images.").replace("image", "camera")

@@ -6,7 +6,15 @@ from .scripted_expert import Expert
 
 
 def make(
-    simulator: str, task: str, *, size: int, noise: float, cameras: str = "", goal_markers: bool = True
+    simulator: str,
+    task: str,
+    *,
+    size: int,
+    noise: float,
+    cameras: str = "",
+    goal_markers: bool = True,
+    depth: bool = False,
+    camera_poses: str = "fixed",
 ) -> Expert:
     """Build an expert.
 
@@ -17,19 +25,24 @@ def make(
         noise: standard deviation of the noise on executed actions, in units of the action's half range.
         cameras: comma-separated names of Meta-World's cameras; by default the one that LeRobot shows.
         goal_markers: whether pictures show what Meta-World marks.
+        depth: whether each camera's depth is recorded too.
+        camera_poses: where Meta-World's cameras stand, a name of `camera_poses.py`.
 
     Raises:
-        ValueError: for an unknown simulator, task or camera, and for what a simulator can't do.
+        ValueError: for an unknown simulator, task, camera or range of poses, and for what a simulator can't do.
     """
     if simulator == "metaworld":
         from .metaworld_expert import MetaworldExpert
 
-        return MetaworldExpert(task, size, noise, cameras or "corner2", goal_markers)
+        options = {"goal_markers": goal_markers, "depth": depth, "camera_poses": camera_poses}
+        return MetaworldExpert(task, size, noise, cameras=cameras or "corner2", **options)
     if simulator == "pusht":
         from .pusht_planner import PushTExpert
 
         if cameras:
             raise ValueError(f"--cameras={cameras}: PushT has one camera, leave it out")
+        if depth or camera_poses != "fixed":
+            raise ValueError("--depth and --camera-poses: PushT is flat and has no camera in space, leave them out")
         if not goal_markers:
             raise ValueError("--no-goal-markers: PushT's goal is no marker but part of its picture, leave it out")
         return PushTExpert(size, noise)

@@ -12,12 +12,14 @@ from gymnasium import spaces
 from lerobot.envs.metaworld import TASK_DESCRIPTIONS, MetaworldEnv
 from metaworld import MT1
 
-from . import one_faucet
+from ..inputs.depth_keys import depth_key, extrinsics_key, intrinsics_key
+from . import depth_camera, one_faucet
+from .camera_names import CAMERAS, ON_THE_HAND, UPSIDE_DOWN, batch_keys
+from .camera_poses import CAMERA_POSES
 
 # Frames are rendered twice as large and averaged: on a software renderer, which spends its time on the
 # robot's 67,000 faces and not on pixels, this costs less than multisampling (27 against 39 ms a frame).
 SUPERSAMPLING = 2
-UPSIDE_DOWN = ("corner", "corner2", "corner3")  # the cameras that Meta-World mounts that way
 
 
 def sentence(task: str) -> str:
@@ -35,6 +37,9 @@ class FastMetaworld(MetaworldEnv):
             tasks have no markers.
         episode_length: steps until an episode is cut off.
         cameras: names of Meta-World's cameras; with one, `pixels` is its picture, with several a dict of them.
+        depth: whether observations have each camera's depth, intrinsics and pose: the entries of `depth_keys` without
+            `observation.`, depth as float32 (1, height, width) in millimetres.
+        camera_poses: one of `CAMERA_POSES`: whether the cameras in the room stand elsewhere in each episode.
         kwargs: `observation_width` and `observation_height` in pixels, and what LeRobot's takes.
 
     Raises:
@@ -50,6 +55,8 @@ class FastMetaworld(MetaworldEnv):
         episode_length: int = 500,
         cameras: tuple[str, ...] = ("corner2",),
         goal_markers: bool = True,
+        depth: bool = False,
+        camera_poses: str = "fixed",
         **kwargs: Any,
     ) -> None:
         name = task.removeprefix("metaworld-")
@@ -67,9 +74,19 @@ class FastMetaworld(MetaworldEnv):
             self.observation_space = spaces.Dict(
                 {**self.observation_space.spaces, "pixels": spaces.Dict(dict.fromkeys(cameras, picture))}
             )
+        self.depth = depth
+        self._poses = CAMERA_POSES[camera_poses]
+        self.moved = tuple(name for name in cameras if self._poses and name not in ON_THE_HAND)
+        self._keys = batch_keys(cameras)
+        if depth:
+            size = (1, self.observation_height, self.observation_width)
+            boxes = [spaces.Box(-np.inf, np.inf, shape, np.float32) for shape in (size, (4,), (12,))]
+            for key in self._keys.values():
+                self.observation_space = spaces.Dict({**self.observation_space.spaces, **_beside(key, *boxes)})
         self._max_episode_steps = episode_length
         self._frame: np.ndarray | None = None
         self._seen: dict[str, np.ndarray | None] = {}
+        self._depth_seen: dict[str, np.ndarray] = {}
         self._pictures = True
         self._look_every, self._steps = 1, 0
         self._stepping = False
@@ -104,7 +121,19 @@ class FastMetaworld(MetaworldEnv):
         if self._stepping:
             return {}, {}
         self._steps = 0
+        if self.moved:
+            self._ensure_env()
+            self._move_cameras(int(self.np_random.integers(2**31)) if seed is None else seed)
         return super().reset(seed=seed, **kwargs)
+
+    def _move_cameras(self, seed: int) -> None:
+        """Each by draws of its own, which neither other cameras nor the noise of a recorded action share."""
+        assert self._poses is not None
+        for name in self.moved:
+            rng = np.random.default_rng([seed, CAMERAS.index(name)])
+            camera = self._env.model.camera(name)
+            camera.pos[:], axes = self._poses.draw(rng)
+            mujoco.mju_mat2Quat(camera.quat, axes.reshape(9))
 
     def look_every(self, steps: int) -> None:
         """From the next reset on, take a new picture only every so many steps and repeat it in between.
@@ -127,14 +156,23 @@ class FastMetaworld(MetaworldEnv):
         return self._picture(self.cameras[0]) if self._frame is None else self._frame
 
     def _picture(self, camera: str) -> np.ndarray:
+        return self._look(camera)[0]
+
+    def _look(self, camera: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Picture and depth buffer of a camera as rendered, the right way up; without `depth` the picture alone."""
         renderer = self._env.mujoco_renderer
         if renderer.viewer is not None:
             # Another simulator of this process may have rendered since, and MuJoCo draws into whichever OpenGL
             # context is current: black, once that other one is closed.
             renderer.viewer.make_context_current()
         renderer.camera_id = mujoco.mj_name2id(self._env.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
-        image = renderer.render("rgb_array")
-        return np.flip(image, (0, 1)) if camera in UPSIDE_DOWN else image
+        image, buffer = renderer.render("rgbd_tuple") if self.depth else (renderer.render("rgb_array"), None)
+        if self._upside_down(camera):
+            return np.flip(image, (0, 1)), None if buffer is None else np.flip(buffer, (0, 1))
+        return image, buffer
+
+    def _upside_down(self, camera: str) -> bool:
+        return camera in UPSIDE_DOWN and camera not in self.moved
 
     @contextmanager
     def without_pictures(self) -> Iterator[None]:
@@ -148,19 +186,51 @@ class FastMetaworld(MetaworldEnv):
     def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, Any]:
         self.raw_observation = raw_obs  # float64[39], the full state: for scripted experts only
         if not self._pictures:
-            self._seen = dict.fromkeys(self.cameras)
+            self._seen, self._depth_seen = dict.fromkeys(self.cameras), {}
         elif self._steps % self._look_every == 0:
             if self._steps == 0:
                 # Meta-World's reset draws places twice, and returns before the simulator carries the second ones
                 # forward: the picture would show markers, and some things, where they were put first and are not, as
                 # LeRobot's does. A forward step changes only what follows from the state, and so nothing to come.
                 mujoco.mj_forward(self._env.model, self._env.data)
-            frames = {camera: self._picture(camera) for camera in self.cameras}
-            self._frame = frames[self.cameras[0]]
-            self._seen = {camera: shrink(frame, SUPERSAMPLING) for camera, frame in frames.items()}
+            looks = {camera: self._look(camera) for camera in self.cameras}
+            self._frame = looks[self.cameras[0]][0]
+            self._seen = {camera: shrink(image, SUPERSAMPLING) for camera, (image, _) in looks.items()}
+            self._depth_seen = {}
+            for camera, (_, buffer) in looks.items():
+                if buffer is not None:
+                    self._depth_seen |= self._depth_of(camera, buffer)
         pixels = self._seen if len(self.cameras) > 1 else self._seen[self.cameras[0]]
-        observation = {"pixels": pixels, "agent_pos": raw_obs[:4]}
-        return {key: observation[key] for key in self.observation_space.spaces}
+        observation = {"pixels": pixels, "agent_pos": raw_obs[:4], **self._depth_seen}
+        return {key: observation[key] for key in self.observation_space.spaces if key in observation}
+
+    def _depth_of(self, camera: str, buffer: np.ndarray) -> dict[str, np.ndarray]:
+        depth = depth_camera.metric_depth(buffer, self._env.model, SUPERSAMPLING)
+        return _beside(self._keys[camera], depth_camera.millimetres(depth), *self._intrinsics_and_pose(camera))
+
+    def _intrinsics_and_pose(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        fovy, seen = float(self._env.model.camera(camera).fovy[0]), self._env.data.camera(camera)
+        return (
+            depth_camera.intrinsics(fovy, self.observation_width, self.observation_height, SUPERSAMPLING),
+            depth_camera.extrinsics(seen.xpos, seen.xmat.reshape(3, 3), self._upside_down(camera)),
+        )
+
+    def calibration(self) -> dict[str, dict[str, list[float]]]:
+        """What is the same in all frames, by a camera's batch key: `intrinsics`, and `pose` if it stands still."""
+        self._ensure_env()
+        still: dict[str, dict[str, list[float]]] = {}
+        for camera, key in self._keys.items():
+            intrinsics, pose = self._intrinsics_and_pose(camera)
+            still[key] = {"intrinsics": intrinsics.tolist()}
+            if camera not in self.moved and camera not in ON_THE_HAND:
+                still[key]["pose"] = pose.tolist()
+        return still
+
+
+def _beside(camera: str, depth: Any, intrinsics: Any, extrinsics: Any) -> dict[str, Any]:
+    """Entries of a gym observation, before whose names LeRobot puts `observation.`, of a camera by its batch key."""
+    entries = {depth_key(camera): depth, intrinsics_key(camera): intrinsics, extrinsics_key(camera): extrinsics}
+    return {key.removeprefix("observation."): value for key, value in entries.items()}
 
 
 def hide_markers(model: mujoco.MjModel) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from lerobot.utils.constants import OBS_IMAGE, OBS_IMAGES
 
+from .camera_names import batch_keys
+from .depth_camera import metres
 from .metaworld_fast import MetaworldFastEnv
-from .scripted_expert import image_state_action_features
+from .scripted_expert import depth_features, image_state_action_features
 
 EPISODE_LENGTH = 200  # an expert that has not succeeded by then is stuck
 
@@ -24,23 +25,23 @@ class MetaworldExpert:
 
     robot_type = "sawyer"
 
-    def __init__(self, task: str, size: int, noise: float, cameras: str, goal_markers: bool = True) -> None:
+    def __init__(self, task: str, size: int, noise: float, **options: Any) -> None:
+        """`options` are those of `MetaworldFastEnv`: cameras, goal_markers, depth, camera_poses."""
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: workers, not threads
-        config = MetaworldFastEnv(
-            observation_size=size, episode_length=EPISODE_LENGTH, cameras=cameras, goal_markers=goal_markers
-        )
+        config = MetaworldFastEnv(observation_size=size, episode_length=EPISODE_LENGTH, **options)
         # Meta-World's reset depends, in the last digits, on what came before; so the try-out has a simulator
         # of its own, and the one that is recorded sees what an evaluated one sees.
         self.env: Any = config.make(task)
         self.tryout: Any = config.make(task)
         self.fps = config.fps
         self.noise = noise
-        names = config.camera_names
-        self.cameras = [OBS_IMAGE] if len(names) == 1 else [f"{OBS_IMAGES}.{name}" for name in names]
+        self.cameras = list(batch_keys(config.camera_names).values())
         self.features = image_state_action_features(
             size, ["x", "y", "z", "gripper"], ["dx", "dy", "dz", "gripper"], self.cameras
         )
+        if config.depth:
+            self.features |= depth_features(size, self.tryout.get_wrapper_attr("calibration")())
 
     def succeeds(self, seed: int) -> bool:
         """Tried without pictures: physics takes a millisecond a step and a frame takes 25."""
@@ -64,6 +65,7 @@ class MetaworldExpert:
             pictures = pixels.values() if isinstance(pixels, dict) else [pixels]
             yield {
                 **dict(zip(self.cameras, pictures, strict=True)),
+                **self._depth(observation),
                 "observation.state": observation["agent_pos"].astype(np.float32),
                 "action": action,
                 "task": env.task_description,
@@ -73,6 +75,15 @@ class MetaworldExpert:
             observation, _, terminated, _, _ = env.step(np.clip(executed, -1, 1))
             if terminated:
                 return
+
+    def _depth(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Depth in metres, which is how LeRobot takes decimals, and what of intrinsics and pose has a column."""
+        seen = {f"observation.{key}": value for key, value in observation.items()}
+        return {
+            key: metres(value) if self.features[key]["dtype"] == "image" else value
+            for key, value in seen.items()
+            if key in self.features
+        }
 
     def close(self) -> None:
         self.env.close()

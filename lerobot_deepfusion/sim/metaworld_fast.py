@@ -16,9 +16,10 @@ from typing import Any
 import gymnasium as gym
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig, MetaworldEnv
-from lerobot.utils.constants import OBS_IMAGES
 
-CAMERAS = ("corner2", "corner", "corner3", "topview", "behindGripper", "gripperPOV")
+from ..inputs.depth_keys import depth_key
+from .camera_names import CAMERAS, ON_THE_HAND, batch_keys
+from .camera_poses import CAMERA_POSES
 
 
 @EnvConfig.register_subclass("metaworld_fast")
@@ -34,7 +35,11 @@ class MetaworldFastEnv(MetaworldEnv):
         observation_size: width and height of the frames, pixels.
         cameras: one of `CAMERAS`, which policies see as `observation.image`, or a comma-separated list, which they
             see as `observation.images.<name>`.
-        goal_markers: whether pictures show Meta-World's markers, which give goals away.
+        goal_markers: whether pictures and depth show Meta-World's markers, which give goals away.
+        depth: whether each camera gives its depth too, in millimetres, with intrinsics and pose (`depth_keys`).
+        camera_poses: `fixed`, or a range of `camera_poses.py` from whose poses the seed of each episode draws where
+            the cameras stand, other than those on the hand: `few_train`, `narrow_train`, `wide_train` and their
+            `_held_out`.
     """
 
     task: str = "push-v3"
@@ -42,6 +47,8 @@ class MetaworldFastEnv(MetaworldEnv):
     observation_size: int = 96
     cameras: str = "corner2"
     goal_markers: bool = True
+    depth: bool = False
+    camera_poses: str = "fixed"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,14 +61,23 @@ class MetaworldFastEnv(MetaworldEnv):
             raise ValueError(
                 f"env.cameras={self.cameras!r}: name each once, comma-separated; there are {', '.join(CAMERAS)}"
             )
-        picture = PolicyFeature(type=FeatureType.VISUAL, shape=(self.observation_size, self.observation_size, 3))
-        if len(self.camera_names) == 1:
-            self.features["pixels/top"] = picture
-            return
+        if self.camera_poses not in CAMERA_POSES:
+            raise ValueError(f"env.camera_poses={self.camera_poses!r}: there are {', '.join(CAMERA_POSES)}")
+        if self.camera_poses != "fixed" and set(self.camera_names) <= set(ON_THE_HAND):
+            raise ValueError(
+                f"env.camera_poses={self.camera_poses} moves none of env.cameras={self.cameras}, which are on the "
+                "robot's hand; leave it out"
+            )
+        size = self.observation_size
         self.features.pop("pixels/top", None)
-        for name in self.camera_names:
-            self.features[f"pixels/{name}"] = picture
-            self.features_map[f"pixels/{name}"] = f"{OBS_IMAGES}.{name}"
+        for name, key in batch_keys(self.camera_names).items():
+            self._show("pixels/top" if len(self.camera_names) == 1 else f"pixels/{name}", key, (size, size, 3))
+            if self.depth:
+                self._show(f"depth/{name}", depth_key(key), (size, size, 1))
+
+    def _show(self, name: str, key: str, shape: tuple[int, ...]) -> None:
+        self.features[name] = PolicyFeature(type=FeatureType.VISUAL, shape=shape)
+        self.features_map[name] = key
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -76,6 +92,8 @@ class MetaworldFastEnv(MetaworldEnv):
             "episode_length": self.episode_length,
             "cameras": self.camera_names,
             "goal_markers": self.goal_markers,
+            "depth": self.depth,
+            "camera_poses": self.camera_poses,
         }
 
     def make(self, task: str) -> gym.Env:

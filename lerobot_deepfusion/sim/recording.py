@@ -36,6 +36,8 @@ class Recipe:
     noise: float
     cameras: str = ""
     goal_markers: bool = True
+    depth: bool = False
+    camera_poses: str = "fixed"
 
     def parts(self) -> Iterator[Part]:
         """The parts in order; each has its own range of seeds."""
@@ -81,6 +83,8 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
         noise=recipe.noise,
         cameras=recipe.cameras,
         goal_markers=recipe.goal_markers,
+        depth=recipe.depth,
+        camera_poses=recipe.camera_poses,
     )
     data = LeRobotDataset.create(
         f"local/{part.name}",
@@ -88,7 +92,7 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
         features=expert.features,
         root=root,
         robot_type=expert.robot_type,
-        use_videos=False,  # PNG keeps the pixels that evaluation shows; a video codec would not
+        use_videos=False,  # PNG and TIFF keep what evaluation shows; a video codec would not
     )
     failed = 0
     for seed in range(part.first_seed, part.first_seed + PART_SEEDS):

@@ -6,10 +6,12 @@ to a policy. It may see the simulator's state, which the policy never does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from lerobot.utils.constants import OBS_IMAGE
+
+from ..inputs.depth_keys import depth_key, extrinsics_key, intrinsics_key
 
 
 class Expert(Protocol):
@@ -35,3 +37,25 @@ def image_state_action_features(
         "observation.state": {"dtype": "float32", "shape": (len(state),), "names": state},
         "action": {"dtype": "float32", "shape": (len(action),), "names": action},
     }
+
+
+def depth_features(size: int, calibration: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Data set features of the depth of square cameras.
+
+    Args:
+        size: width and height, pixels.
+        calibration: by the key of each camera's picture, its `intrinsics`, and its `pose` if it stands still. That of
+            one that does not is a vector in each frame.
+    """
+    features: dict[str, Any] = {}
+    for camera, known in calibration.items():
+        features[depth_key(camera)] = {
+            "dtype": "image",
+            "shape": (size, size, 1),
+            "names": ["height", "width", "channels"],
+            "info": {"is_depth_map": True, "camera": dict(known)},
+        }
+        if "pose" not in known:
+            features[intrinsics_key(camera)] = {"dtype": "float32", "shape": (4,), "names": None}
+            features[extrinsics_key(camera)] = {"dtype": "float32", "shape": (12,), "names": None}
+    return features
