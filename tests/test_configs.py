@@ -16,7 +16,9 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "policy").glob("*.yaml
 
 
 def test_there_are_configs() -> None:
-    assert {path.stem for path in CONFIGS} >= {"tiny", "onevision_0.5b", "llava_1.5_7b", "llava_1.5_7b_lora"}
+    assert {path.stem for path in CONFIGS} >= {
+        *("tiny", "onevision_0.5b", "onevision_0.5b_3d", "llava_1.5_7b", "llava_1.5_7b_lora")
+    }
 
 
 EVERY_ROW = """
@@ -70,6 +72,9 @@ def test_config_parses_and_builds(path: Path) -> None:
         "observation.state": PolicyFeature(type=FeatureType.STATE, shape=(4,)),
     }
     policy.output_features = {"action": PolicyFeature(type=FeatureType.ACTION, shape=(4,))}
+    assert (policy.position_3d != "none") == path.stem.endswith("_3d")
+    if policy.position_3d != "none":
+        policy.input_features["observation.image_depth"] = PolicyFeature(type=FeatureType.VISUAL, shape=(1, 96, 96))
     policy.validate_features()
     if policy.vlm_path == "tiny":
         from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy

@@ -88,6 +88,19 @@ def test_each_token_gets_its_own_cells(make: str, pooling: int) -> None:
     assert (tokens[-1 - (make in ("next_mistral", "onevision"))] != 0).any()
 
 
+def test_a_cell_without_points_says_nothing() -> None:
+    """Beside three that have some: its place, sines, cosines and share are zero, not those of the camera's own."""
+    module = PatchPositions(llava_config("clip_llama"), "world", 1)
+    seen: list[Tensor] = []
+    module.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    points = torch.ones(1, 4, 32, 32)
+    points[..., 20:24, 12:16] = 0  # row 5, column 3 of 8: the lower right cell of token (2, 1)
+    module(points)
+    cells = seen[0][0].unflatten(-1, (4, -1))
+    empty = (cells == 0).all(-1)
+    assert empty.nonzero().tolist() == [[2 * 4 + 1, 3]]
+
+
 def test_camera_and_world_have_centres_of_their_own() -> None:
     """A metre before the camera, and the base: with the points moved by as much the tokens are the same."""
     torch.manual_seed(0)

@@ -154,6 +154,27 @@ def test_a_client_chooses_among_the_policies_and_no_other(checkpoint: Path, save
         is_served(robot)
 
 
+def test_loading_holds_up_nobody(
+    server: service.PolicyService, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does inference: both are in a thread beside the loop that answers."""
+    threads, load = [], service.load_policy
+
+    def noted(*arguments: object) -> Any:
+        policy, *others = load(*arguments)
+        predict = policy.predict_action_chunk
+        policy.predict_action_chunk = lambda batch: threads.append(threading.current_thread().name) or predict(batch)
+        threads.append(threading.current_thread().name)
+        return policy, *others
+
+    monkeypatch.setattr(service, "load_policy", noted)
+    with RawRobot(server, checkpoint) as robot:
+        robot.ready()
+        robot.choose()
+        is_served(robot)
+    assert threads == ["policy_0", "policy_0"]
+
+
 def test_policies_are_looked_at_when_the_server_starts(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), running((str(checkpoint), str(tmp_path))):
         pass
@@ -293,7 +314,10 @@ def test_calls_that_never_send_do_not_stop_the_others(server: service.PolicyServ
 
 @pytest.mark.slow
 def test_memory_stays_flat(robot: RawRobot) -> None:
-    """3,000 observations without asking for an action, then 1,000 refused ones. (10,000 and 2,000 were run once.)"""
+    """5,000 observations without asking for an action, then 2,000 refused ones. (10,000 were run once.)
+
+    What is kept of each would show in every round; arenas of threads fill up in some.
+    """
     values = {**dict.fromkeys(JOINTS, 0.5), "front": np.full(SIZE, 7, np.uint8)}
     whole = pickle.dumps(TimedObservation(100.0, 0, values, True))
     wrong = pickle.dumps(TimedObservation(100.0, 0, {**values, "elbow.pos": float("nan")}, True))
@@ -304,21 +328,22 @@ def test_memory_stays_flat(robot: RawRobot) -> None:
 
     logging.disable()  # pytest keeps what is logged
     try:
-        assert growth(lambda: robot.send(whole), 3_000) < 15_000  # kB; the pictures are 46,000
-        assert growth(refuse, 1_000) < 5_000  # 15,000
+        assert growth(lambda: robot.send(whole), 1_000) < 3_000  # kB; the pictures are 15,000
+        assert growth(refuse, 400) < 1_500  # 6,000
     finally:
         logging.disable(logging.NOTSET)
     is_served(robot)
 
 
 def growth(call: Any, times: int) -> int:
-    """Of the most memory that this process had, in kB, after it has settled."""
-    for _ in range(500):
-        call()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(times):
-        call()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    """Of the most memory that this process had, in kB, in the best of five rounds."""
+    grown = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(times):
+            call()
+        grown.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return min(grown)
 
 
 # --- two robots -------------------------------------------------------------------------------------------
