@@ -266,8 +266,8 @@ def test_a_pretrained_llava_sees_in_space(make: str, tmp_path: Path) -> None:
     assert torch.equal(chunk(flat, batch), chunk(fresh, batch))
 
 
-def test_a_camera_that_a_sample_lacks_has_no_points() -> None:
-    """As where it has no picture: the other samples of the batch are as they were."""
+def test_a_camera_that_a_sample_lacks_is_not_looked_at() -> None:
+    """Its tokens are masked, depth and all; the other samples of the batch are as they were."""
     space = policy_of(config_of(), learned=True)
     batch = batch_of(space.config)
     expected = chunk(space, batch)

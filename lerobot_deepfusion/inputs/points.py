@@ -18,13 +18,12 @@ from .depth_keys import depth_key
 MILLIMETRES = 1000.0
 
 
-def back_project(depth: Tensor, intrinsics: Tensor, pose: Tensor | None, near: float, far: float) -> Tensor:
-    """Each pixel's point, in the camera's frame or, with a pose, in the robot's.
+def back_project(depth: Tensor, intrinsics: Tensor, near: float, far: float) -> Tensor:
+    """Each pixel's point, in the camera's frame.
 
     Args:
         depth: distance along the camera's axis [B, 1, height, width], metres.
         intrinsics: [B, 4], shares of the picture; pixel centres are at (i + 0.5) / width.
-        pose: [B, 12], see `inputs.calibration`.
         near, far: metres; what is outside, or no number, is no point.
 
     Returns:
@@ -36,11 +35,19 @@ def back_project(depth: Tensor, intrinsics: Tensor, pose: Tensor | None, near: f
     fx, fy, cx, cy = intrinsics[:, :, None, None].split(1, dim=1)
     right = (torch.arange(width, device=depth.device) + 0.5) / width
     down = ((torch.arange(height, device=depth.device) + 0.5) / height)[:, None]
-    points = torch.cat([(right - cx) / fx * z, (down - cy) / fy * z, z], dim=1)
-    if pose is not None:
-        rows = pose.view(-1, 3, 4)
-        points = torch.einsum("bij,bjhw->bihw", rows[:, :, :3], points) + rows[:, :, 3, None, None]
-    return torch.cat([points * valid, valid.to(points.dtype)], dim=1)
+    return torch.cat([(right - cx) / fx * z, (down - cy) / fy * z, z, valid.to(z.dtype)], dim=1)
+
+
+def to_base(points: Tensor, pose: Tensor) -> Tensor:
+    """Points of a camera's frame in the robot's; the mean of some moves as they do, so that this may come last.
+
+    Args:
+        points: [B, 4, height, width], sums of points and their share.
+        pose: [B, 12], see `inputs.calibration`.
+    """
+    places, share = points.split((3, 1), dim=1)
+    turn, place = pose.view(-1, 3, 4).split((3, 1), dim=2)
+    return torch.cat([torch.einsum("bij,bjhw->bihw", turn, places) + place[..., None] * share, share], dim=1)
 
 
 def letterbox_points(points: Tensor, size: int) -> Tensor:
@@ -86,9 +93,8 @@ def stack_points(config: Any, batch: Mapping[str, Any], size: int) -> Tensor | N
             )
         # Integers of 16 bits, as robots send them, can neither be compared nor resized.
         metres = depth.float() / MILLIMETRES
-        calibration = calibration_of(config, batch, camera, len(metres), metres.device)
-        points = letterbox_points(back_project(metres, *calibration, near, far), size)
-        there = batch.get(f"{camera}_padding_mask")
-        slots.append(points if there is None else points * there.view(-1, 1, 1, 1))
+        intrinsics, pose = calibration_of(config, batch, camera, len(metres), metres.device)
+        points = letterbox_points(back_project(metres, intrinsics, near, far), size)
+        slots.append(points if pose is None else to_base(points, pose))
     first = next(points for points in slots if points is not None)
     return torch.stack([torch.zeros_like(first) if points is None else points for points in slots], dim=1)
