@@ -39,10 +39,8 @@ def fit_depth(values: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """
     fitted = dict(values)
     for camera in config.depth_cameras:
-        name, size = (
-            depth_key(camera).removeprefix(f"{OBS_IMAGES}."),
-            config.image_features[depth_key(camera)].shape[1:],
-        )
+        key = depth_key(camera)
+        name, size = key.removeprefix(f"{OBS_IMAGES}."), config.image_features[key].shape[1:]
         depth = torch.from_numpy(np.nan_to_num(values[name].astype(np.float32), nan=0, posinf=0, neginf=0))
         nearest = F.interpolate(depth.permute(2, 0, 1)[None], tuple(size), mode="nearest-exact")
         fitted[name] = nearest[0].permute(1, 2, 0).numpy()
