@@ -75,7 +75,7 @@ def test_a_turned_picture_sees_the_same_points() -> None:
     assert torch.allclose(other.flip(2, 3), project(depth, POSE), atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (40, 40), (13, 17)])
+@pytest.mark.parametrize("shape", [(48, 64), (50, 64), (64, 48), (40, 40), (13, 17)])
 def test_points_lie_under_their_pixels(shape: tuple[int, int]) -> None:
     """Points that are the picture's own columns and rows go where the letterbox puts those; bars have none.
 
