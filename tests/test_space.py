@@ -254,6 +254,10 @@ def test_a_pretrained_llava_sees_in_space(make: str, tmp_path: Path) -> None:
         space = policy_of(config, learned=True).train()
         batch = batch_of(config)
         loss(space, batch).backward()
+        # Its gradient comes through the frozen text model, and not through the tower.
+        perception = space.model.perception
+        assert perception.language_model.is_gradient_checkpointing == checkpointing
+        assert not perception.vision_tower.is_gradient_checkpointing
         found.append({name: p.grad for name, p in space.named_parameters() if p.grad is not None})
     assert all(name.startswith(("model.position_3d.", "model.expert.")) for name in found[0])
     assert found[0]["model.position_3d.mlp.0.weight"].any()
@@ -264,6 +268,15 @@ def test_a_pretrained_llava_sees_in_space(make: str, tmp_path: Path) -> None:
     flat = policy_of(config_of("none", **vlm))
     fresh = policy_of(config_of("world", **vlm))
     assert torch.equal(chunk(flat, batch), chunk(fresh, batch))
+
+
+def test_a_camera_that_the_data_set_lacks_takes_its_depth_along() -> None:
+    """Its slot stays empty, and is asked for no depth."""
+    config = config_of()
+    config.leave_empty([TOP])
+    assert config.cameras == ["observation.images.empty_camera_0", WRIST]
+    assert config.depth_cameras == []
+    assert depth_key(TOP) not in config.input_features
 
 
 def test_a_camera_that_a_sample_lacks_is_not_looked_at() -> None:
