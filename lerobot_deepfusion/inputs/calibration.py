@@ -3,7 +3,8 @@
     "observation.images.top": {"intrinsics": [fx / width, fy / height, cx / width, cy / height], "pose": [...]}
 
 The pose has the twelve numbers of [R, t] in rows, from the camera to the robot's base; metres, x right, y down, z
-forward. As shares of the picture, intrinsics stay what they are when it is resized.
+forward. As shares of the picture, intrinsics stay what they are when it is resized; the middle of the first pixel is
+at 0.5, where OpenCV and RealSense have 0.
 """
 
 from __future__ import annotations
