@@ -40,6 +40,12 @@ import torch
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 policy = DeepFusionPolicy.from_pretrained("train/checkpoints/last/pretrained_model")
 print("parameters", sum(parameter.numel() for parameter in policy.parameters()))
+
+# The newest versions that the simulator's extra allows.
+import lerobot_policy_deepfusion
+from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
+environment = MetaworldFastEnv(observation_size=32).create_envs(1)["push-v3"][0]
+print("picture", environment.reset(seed=[0])[0]["pixels"].shape)
 """
 
 
@@ -71,7 +77,7 @@ def test_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     assert "docs/design.md" in page
     assert re.findall(r"\]\((?!https:)[^)]*\)", page) == []  # beside a package index's page lies nothing
     finish(*uv, "venv", "--quiet", f"--python={python}", tmp_path / "venv")
-    finish(*uv, "pip", "install", "--quiet", f"--python={scripts}/python", wheel)
+    finish(*uv, "pip", "install", "--quiet", f"--python={scripts}/python", f"{wheel}[metaworld]")
     finish(*uv, "pip", "check", f"--python={scripts}/python")
 
     def there(*command: object) -> str:
@@ -89,4 +95,6 @@ def test_wheel_in_an_empty_environment(tmp_path: Path) -> None:
         "--policy.device=cpu",
     ]
     there(scripts / "lerobot-train", f"--config_path={config}", *options, *short)
-    assert "parameters 2" in there(scripts / "python", "-c", LOAD)
+    said = there(scripts / "python", "-c", LOAD)
+    assert "parameters 2" in said
+    assert "picture (1, 32, 32, 3)" in said
