@@ -247,9 +247,9 @@ class DeepFusionConfig(PreTrainedConfig):
     def leave_empty(self, cameras: Sequence[str]) -> None:
         """Make empty slots of the slots of these cameras, in their places."""
         config: Any = self
-        features = {}
+        features, depth = {}, {depth_key(camera) for camera in cameras}
         for key, feature in config.input_features.items():
-            if key in {depth_key(camera) for camera in cameras}:
+            if key in depth:
                 continue
             if key in cameras:
                 key = f"{OBS_IMAGES}.{EMPTY_CAMERA}_{self.empty_cameras}"

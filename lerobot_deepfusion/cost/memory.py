@@ -14,7 +14,7 @@ from torch import nn
 
 from ..network.lockstep import DeepFusionModel
 from ..network.part_names import PARTS, TEXT, part_of
-from ..training.adapters import LORA_TARGETS
+from ..training.adapters import LORA_TARGETS, TRAINED_WHOLE
 from .fake_step import Setting, Workload
 from .few_layers import peak_bytes
 
@@ -53,7 +53,7 @@ def lora_parameters(model: nn.Module, rank: int) -> dict[str, int]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and re.fullmatch(LORA_TARGETS["target_modules"], f"model.{name}"):
             counts[part_of(name)] += rank * (module.in_features + module.out_features)
-        elif name.split(".")[-1] in (*LORA_TARGETS["modules_to_save"], "position_3d"):
+        elif name.split(".")[-1] in TRAINED_WHOLE:
             counts[part_of(f"{name}.")] += sum(parameter.numel() for parameter in module.parameters())
     return counts
 

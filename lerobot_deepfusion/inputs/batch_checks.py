@@ -18,6 +18,7 @@ from torch import Tensor
 from .cameras import EMPTY_CAMERA
 from .depth_checks import check_depth_shape, check_depth_unit
 from .depth_keys import depth_key
+from .images import other_proportions
 
 ROUNDING = 1e-3  # by which a resized or augmented picture may leave [0, 1]
 
@@ -152,8 +153,7 @@ def check_camera(key: str, shape: tuple[int, ...], feature: PolicyFeature, chann
     if len(shape) != 4 or shape[1] != channels:
         raise ValueError(f"{key} has the shape {shape}; expected [batch, {channels}, height, width], channels first")
     height, width = feature.shape[-2:]
-    # Rounded sizes of one picture at two resolutions differ by half a pixel on each side.
-    if abs(shape[2] * width - shape[3] * height) > (height + width) / 2 + (shape[2] + shape[3]) / 2:
+    if other_proportions(shape[2], shape[3], height, width):
         raise ValueError(
             f"{key} is {shape[2]} x {shape[3]} pixels and the policy was trained on {height} x {width}: other "
             "proportions would move everything in the picture. Crop or pad the picture to those, or train on the new "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .depth_keys import depth_key
+from .images import other_proportions
 
 # Millimetres: cameras see from some centimetres on, and a video has no return at 10 (read with an error below 1).
 LEAST, MOST = 9.0, 100_000.0
@@ -30,7 +31,7 @@ def check_depth_shape(camera: str, batch: Mapping[str, Tensor]) -> None:
         )
     if camera in batch:
         height, width = batch[camera].shape[-2:]
-        if abs(shape[2] * width - shape[3] * height) > (height + width) / 2 + (shape[2] + shape[3]) / 2:
+        if other_proportions(shape[2], shape[3], height, width):
             raise ValueError(
                 f"{key} is {shape[2]} x {shape[3]} pixels and {camera} {height} x {width}: other proportions, so "
                 "that depth does not lie under the picture. Register depth to colour (align), or crop both alike"

@@ -19,16 +19,27 @@ def letterbox(image: Tensor, size: int, resample: str = "bilinear") -> Tensor:
         resample: `bilinear` or `bicubic`.
 
     """
-    height, width = image.shape[-2:]
-    if (height, width) == (size, size):
+    if tuple(image.shape[-2:]) == (size, size):
         return image
-    scale = size / max(height, width)
-    new = max(1, round(height * scale)), max(1, round(width * scale))
+    new, bars = letterbox_geometry(image.shape[-2], image.shape[-1], size)
     # Antialiased, as image processors do: a plain resize would drop thin things when it shrinks.
     image = F.interpolate(image, new, mode=resample, align_corners=False, antialias=True)
     image = image.clamp(0, 1)  # bicubic overshoots at edges
+    return F.pad(image, bars)
+
+
+def letterbox_geometry(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """What a picture is resized to, and the bars around that: left, right, top, bottom; pixels."""
+    scale = size / max(height, width)
+    new = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (size - new[0]) // 2, (size - new[1]) // 2
-    return F.pad(image, (left, size - new[1] - left, top, size - new[0] - top))
+    return new, (left, size - new[1] - left, top, size - new[0] - top)
+
+
+def other_proportions(height: int, width: int, other_height: int, other_width: int) -> bool:
+    """Whether they are not one picture at two resolutions, rounded by half a pixel on each side."""
+    room = (height + width) / 2 + (other_height + other_width) / 2
+    return abs(height * other_width - width * other_height) > room
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:

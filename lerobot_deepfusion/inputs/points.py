@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .calibration import calibration_of
 from .depth_keys import depth_key
+from .images import letterbox_geometry
 
 MILLIMETRES = 1000.0
 
@@ -60,14 +61,10 @@ def letterbox_points(points: Tensor, size: int) -> Tensor:
     Returns:
         [B, 4, size, size]: means over all pixels, those without a point as zeros; the last is the share that has one.
     """
-    height, width = points.shape[-2:]
-    if (height, width) == (size, size):
+    if tuple(points.shape[-2:]) == (size, size):
         return points
-    scale = size / max(height, width)
-    new = max(1, round(height * scale)), max(1, round(width * scale))
-    points = F.interpolate(points, new, mode="area")
-    top, left = (size - new[0]) // 2, (size - new[1]) // 2
-    return F.pad(points, (left, size - new[1] - left, top, size - new[0] - top))
+    new, bars = letterbox_geometry(points.shape[-2], points.shape[-1], size)
+    return F.pad(F.interpolate(points, new, mode="area"), bars)
 
 
 def stack_points(config: Any, batch: Mapping[str, Any], size: int) -> Tensor | None:

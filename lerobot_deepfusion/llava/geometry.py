@@ -18,6 +18,13 @@ def patches_in_a_row(config: PreTrainedConfig) -> int:
     return config.vision_config.image_size // config.vision_config.patch_size
 
 
+def tokens_nowhere(config: PreTrainedConfig) -> tuple[int, int]:
+    """Tokens of one image before and behind those of its patches: a class token, a newline."""
+    clip = config.vision_config.model_type == "clip_vision_model"
+    class_token = clip and config.vision_feature_select_strategy == "full"
+    return int(class_token), int(config.model_type in ("llava_next", "llava_onevision"))
+
+
 def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
     """Tokens that one image becomes.
 
@@ -30,11 +37,10 @@ def image_tokens(config: PreTrainedConfig, pooling: int = 1) -> int:
             raise ValueError(f"image_token_pooling={pooling}: the tiny LLaVA has no patches to average, set it to 1")
         return vision.num_tokens
     side = patches_in_a_row(config)
-    class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
+    class_token, newline = tokens_nowhere(config)
     if pooling > 1 and (side % pooling or class_token):
         raise ValueError(
             f"image_token_pooling={pooling}: the vision tower gives {side} x {side} patches"
             f"{' and a class token' if class_token else ''}, which do not divide into such blocks"
         )
-    newline = config.model_type in ("llava_next", "llava_onevision")
     return (side // pooling) ** 2 + class_token + newline

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..llava.geometry import image_tokens, patches_in_a_row
+from ..llava.geometry import patches_in_a_row, tokens_nowhere
 from ..llava.tiny import TinyVisionConfig
 
 POSITIONS = ("none", "camera", "world")
@@ -57,11 +57,11 @@ def mean_points(points: Tensor) -> tuple[Tensor, Tensor]:
     return sums / share.clamp(min=LEAST_SHARE) * (share > 0), share
 
 
-def sine_features(places: Tensor, octaves: int = OCTAVES) -> Tensor:
-    """Places [..., 3] in metres from the centre -> themselves by halves, and sines and cosines of `octaves`
-    wavelengths of each: [..., 3 + 6 * octaves].
+def sine_features(places: Tensor) -> Tensor:
+    """Places [..., 3] in metres from the centre -> themselves by halves, and sines and cosines of `OCTAVES`
+    wavelengths of each: [..., 3 + 6 * OCTAVES].
     """
-    waves = 2 * math.pi / LONGEST * 2.0 ** torch.arange(octaves, device=places.device, dtype=places.dtype)
+    waves = 2 * math.pi / LONGEST * 2.0 ** torch.arange(OCTAVES, device=places.device, dtype=places.dtype)
     angles = (places[..., None, :] * waves[:, None]).flatten(-2)
     return torch.cat([places / 2, angles.sin(), angles.cos()], dim=-1)
 
@@ -82,9 +82,7 @@ class PatchPositions(nn.Module):
         vision, width = vlm_config.vision_config, vlm_config.text_config.hidden_size
         self.patches, self.patch_size = patches_in_a_row(vlm_config), vision.patch_size
         self.tokens_in_a_row = self.patches // pooling
-        others = image_tokens(vlm_config, pooling) - self.tokens_in_a_row**2
-        newline = vlm_config.model_type in ("llava_next", "llava_onevision")
-        self.around = (others - newline, int(newline))  # class token before, newline behind: they are nowhere
+        self.around = tokens_nowhere(vlm_config)
         self.mlp = nn.Sequential(
             nn.Linear(CELLS**2 * (3 + 6 * OCTAVES + 1), HIDDEN),
             nn.LayerNorm(HIDDEN),
@@ -103,14 +101,14 @@ class PatchPositions(nn.Module):
             # The cells of a token side by side: [M, G, cells, G, cells, F] -> [M, G * G, cells * cells * F].
             grid = cells.unflatten(2, (-1, CELLS)).unflatten(1, (-1, CELLS)).transpose(2, 3)
             tokens = grid.flatten(3).flatten(1, 2)
-            seen = there.unflatten(2, (-1, CELLS)).unflatten(1, (-1, CELLS)).transpose(2, 3).flatten(3).flatten(1, 2)
-            out = self.mlp(tokens) * (seen.amax(-1, keepdim=True) > 0)
+            shares = tokens.unflatten(-1, (CELLS**2, -1))[..., -1]
+            out = self.mlp(tokens) * (shares.amax(-1, keepdim=True) > 0)
         return F.pad(out, (0, 0, *self.around))
 
 
 class StemPositions(nn.Module):
     """For the tiny tower, whose tokens have no place: maps of coordinates through a second first convolution, which
-    starts at zero and is added to the first before its activation. From scratch this early is where they help.
+    starts at zero and is added to the first before its activation.
 
     Args:
         vision: config of the tower.

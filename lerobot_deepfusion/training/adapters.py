@@ -12,6 +12,7 @@ LORA_TARGETS: dict[str, Any] = {
     "target_modules": r".*\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
     "modules_to_save": ["expert"],
 }
+TRAINED_WHOLE = (*LORA_TARGETS["modules_to_save"], "position_3d")  # those of them that a network has
 
 
 def check_adapter_targets(policy: nn.Module, peft_config: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import nn
 
 from ..network.lockstep import DeepFusionModel, frozen_modules
-from .adapters import LORA_TARGETS, check_adapter_targets
+from .adapters import LORA_TARGETS, TRAINED_WHOLE, check_adapter_targets
 from .optimizer import parameter_groups
 from .precision import set_precision
 
@@ -51,7 +51,7 @@ class TrainedPolicy(Policy):
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """What `--peft.*` adapts, the attention of the VLM, and what it trains whole: what is not pretrained."""
-        whole = LORA_TARGETS["modules_to_save"] + ["position_3d"] * (self.model.position_3d is not None)
+        whole = [name for name in TRAINED_WHOLE if getattr(self.model, name) is not None]
         return {**LORA_TARGETS, "modules_to_save": whole}
 
     def _validate_peft_config(self, peft_config: Any) -> None:
