@@ -210,6 +210,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         absent = absent_cameras(batch, self.config.cameras)
         if absent:
             self.config.leave_empty(absent)
+            self.config.validate_features()
             self._built = BuiltSettings(self.config)
             logger.warning(
                 f"the data set has no pictures of {absent}, which the policy knows: their slots stay empty, and the "

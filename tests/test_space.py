@@ -289,3 +289,11 @@ def test_a_camera_that_a_sample_lacks_is_not_looked_at() -> None:
     assert torch.allclose(found[[0, 2]], expected[[0, 2]], atol=1e-5)
     moved = {**batch, depth_key(TOP): batch[depth_key(TOP)] * torch.tensor([1, 0.5, 1]).view(3, 1, 1, 1)}
     assert torch.equal(chunk(space, moved), found)
+
+
+def test_a_base_whose_cameras_with_depth_are_all_absent_does_not_train() -> None:
+    """Nothing would train its positions; it says so, and what to do."""
+    space = policy_of(config_of(), learned=True)
+    batch = {key: value for key, value in batch_of(space.config).items() if not key.startswith(TOP)}
+    with pytest.raises(ValueError, match=r"none of the cameras \['observation\.images\.empty_camera_0', .* has depth"):
+        loss(space.train(), batch)
