@@ -50,8 +50,8 @@ def successes(
     episodes: int,
     seed: int,
     *,
-    cameras: str = "corner2",
     change: Change | None = None,
+    **environment: Any,
 ) -> int:
     """Episodes that succeed, through LeRobot's own evaluation.
 
@@ -62,11 +62,11 @@ def successes(
         task: Meta-World's name of it.
         episodes: how many.
         seed: of the first environment; the others follow. Noise of the policy is drawn from it too.
-        cameras: of the environment.
         change: applied to what the policy observes.
+        environment: fields of `MetaworldFastEnv`, such as `cameras`.
     """
     at_once = min(AT_ONCE, episodes)
-    environments = MetaworldFastEnv(task=task, cameras=cameras).create_envs(at_once)[task][0]
+    environments = MetaworldFastEnv(task=task, **environment).create_envs(at_once)[task][0]
     if model.config.n_obs_steps == 1:
         environments.call("look_every", model.config.n_action_steps)
     nothing = PolicyProcessorPipeline(steps=[])

@@ -225,6 +225,32 @@ def check_data(root: Path) -> None:
 
 
 @deepfusion.command()
+@click.argument("root", type=click.Path(path_type=Path))
+@click.option("--repo-id", default="local/data", help="The data set's name.")
+@click.option("--episode", type=click.IntRange(0), default=0)
+@click.option("--frame", type=click.IntRange(0), default=0, help="The one that is drawn.")
+@click.option("--frames", type=click.IntRange(1), default=30, help="How many are recorded for Rerun.")
+@click.option(
+    "--depth-range",
+    nargs=2,
+    type=float,
+    default=(0.02, 5.0),
+    help="Nearest and farthest metres, as policy.depth_range.",
+)
+@click.option("--camera-calibration", help="As policy.camera_calibration (YAML), for what the data set does not say.")
+@click.option("--output-dir", type=click.Path(path_type=Path), default=Path("outputs/space"))
+def space(root: Path, output_dir: Path, **options: Any) -> None:
+    """Draw where a data set's depth says that things are.
+
+    To check intrinsics and poses before training: ROOT is the data set's folder. Writes space.png, the points of a
+    frame from three sides, and, with Rerun (extra `look`), space.rrd, the points over an episode.
+    """
+    from .looking.space_drawn import look_at_space
+
+    click.echo(look_at_space(root, output_dir, **options))
+
+
+@deepfusion.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--repo-id", help="Its place on the Hub, owner/name.")
 @click.option(

@@ -46,7 +46,7 @@ def write(
             for key, feature in features.items():
                 own = value(key, episode, frame)
                 if own is not None:
-                    row[key] = np.asarray(own, feature["dtype"])
+                    row[key] = np.asarray(own, None if feature["dtype"] == "image" else feature["dtype"])
                 elif feature["dtype"] == "image" and feature["shape"][-1] == 1:  # depth, in millimetres
                     row[key] = rng.integers(0, 5000, feature["shape"], dtype=np.uint16)
                 elif feature["dtype"] == "image":

@@ -58,7 +58,7 @@ def test_begins_as_the_flat_policy(fusion: str) -> None:
     assert torch.equal(found[flat], found[space])
     weights = dict(space.named_parameters())
     assert all(torch.equal(weights[name].grad, p.grad) for name, p in flat.named_parameters() if p.grad is not None)
-    assert weights["model.position_3d.convolution.weight"].grad.any()
+    assert weights["model.position_3d.tower.to_tokens.weight"].grad.any()
     assert torch.equal(chunk(flat, batch), chunk(space, batch))
     assert not torch.equal(chunk(policy_of(space.config, learned=True), batch), chunk(flat, batch))
 
@@ -230,7 +230,7 @@ def test_a_flat_checkpoint_is_trained_on_in_space(tmp_path: Path) -> None:
         part.save_pretrained(tmp_path / "space")
     weights = {key: value for key, value in learned.state_dict().items() if "position_3d" not in key}
     save_file(weights, tmp_path / "space/model.safetensors")
-    with pytest.raises(RuntimeError, match=r"1 missing: model\.position_3d\.convolution\.weight"):
+    with pytest.raises(RuntimeError, match=r"missing: model\.position_3d\.tower\.each\.0\.bias"):
         DeepFusionPolicy.from_pretrained(tmp_path / "space")
 
 
@@ -295,5 +295,7 @@ def test_a_base_whose_cameras_with_depth_are_all_absent_does_not_train() -> None
     """Nothing would train its positions; it says so, and what to do."""
     space = policy_of(config_of(), learned=True)
     batch = {key: value for key, value in batch_of(space.config).items() if not key.startswith(TOP)}
-    with pytest.raises(ValueError, match=r"none of the cameras \['observation\.images\.empty_camera_0', .* has depth"):
+    with pytest.raises(
+        ValueError, match=r"none of the cameras \['observation\.images\.empty_camera_0', .* has depth"
+    ):
         loss(space.train(), batch)

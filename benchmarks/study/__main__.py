@@ -13,30 +13,18 @@ compared is in `benchmarks/study/arms.py`, what was found in docs/study.md.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import forkserver
 from pathlib import Path
 
+from .. import processes
 from . import report, results
 from .arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, SMOKE_MINUTES, TASKS, Run, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fusion_study.csv"
 PRETRAINING_MINUTES, EPISODES, NOISE = 8.0, 50, 0.1
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "HF_HUB_OFFLINE": "1",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-# Importing LeRobot takes longer than some runs: all are forked from one process, which has not touched the simulator.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["lerobot.scripts.lerobot_eval", "lerobot_policy_deepfusion"])
 
 
 def record(out: Path, name: str, smoke: bool) -> None:
@@ -65,26 +53,11 @@ def start(run: Run, out: Path, episodes: int) -> Path:
     Raises:
         RuntimeError: if it fails; its log is named.
     """
-    log = out / "logs" / f"{run.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [f"--task={run.task}", f"--arm={run.arm}", f"--seed={run.seed}", f"--minutes={run.minutes}"]
     arguments += [f"--episodes={episodes}", f"--out={out.resolve()}"]
     arguments += ["--controls"] * run.controls + ([f"--steps={run.given_steps}"] if run.given_steps else [])
-    process = PROCESSES.Process(target=_logged, args=(log, arguments))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{run.name} failed; see {log}")
+    processes.finish("benchmarks.study.run", arguments, out / "logs" / f"{run.name}.log")
     return out / "runs" / f"{run.name}.json"
-
-
-def _logged(log: Path, arguments: list[str]) -> None:
-    with log.open("w") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    from .run import main
-
-    main(arguments)
 
 
 def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
@@ -129,12 +102,11 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny runs, results beside the data")
     parser.add_argument("--report", action="store_true", help="run nothing; print the tables and draw the plots")
     args = parser.parse_args()
-    os.environ.update(ONE_THREAD)  # which all processes inherit
     out = args.out or Path("outputs/fusion_study_smoke" if args.smoke else "outputs/fusion_study")
     table = out / "fusion_study.csv" if args.smoke else RESULTS
     failed = 0
     if not args.report:
-        forkserver.ensure_running()
+        processes.get_ready()
         failed = study(out, table, args.lanes, args.hours, args.smoke)
     rows = results.load(table)
     report.tables(rows)

@@ -25,16 +25,19 @@ class Demonstrations:
         data = LeRobotDataset("local/study", root=root)
         self.meta = data.meta
         rows = data.hf_dataset.with_format(None)
-        cameras = [key for key, value in self.meta.features.items() if value["dtype"] == "image"]
+        pictures = [key for key, value in self.meta.features.items() if value["dtype"] == "image"]
+        cameras = [key for key in pictures if self.meta.features[key]["shape"][-1] == 3]
         self.columns: dict[str, Tensor] = {
             key: torch.stack(
                 [torch.from_numpy(np.array(row[key])).permute(2, 0, 1) for row in rows.select_columns(key)]
             )
             for key in cameras
         }
-        vectors = rows.remove_columns(cameras).with_format("torch")
+        for key in set(pictures) - set(cameras):  # depth, to which LeRobot gives its unit
+            self.columns[key] = torch.stack([data[index][key] for index in range(len(data))])
+        vectors = rows.remove_columns(pictures).with_format("torch")
         for key in self.meta.features:
-            if key == ACTION or (key.startswith(OBS_PREFIX) and key not in cameras):
+            if key == ACTION or (key.startswith(OBS_PREFIX) and key not in pictures):
                 self.columns[key] = vectors[key][:].float()
         names = {row.task_index: name for name, row in self.meta.tasks.iterrows()}
         self.tasks = [text or names[int(index)] for index in vectors["task_index"][:]]

@@ -9,6 +9,7 @@ import math
 import os
 import statistics
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ COLUMNS = (
     *("first_environment", "cpu_minutes", "steps", "batch", "loss"),
     *("parameters", "trained_parameters", "expert_parameters", *WHERE),
 )
-TEXTS = ("run", "task", "arm", "environment", "control", *WHERE)  # the commit 1e19361 is no number
+TEXTS = ("run", "task", "rung", "arm", "environment", "cameras", "control", *WHERE)  # the commit 1e19361 is no number
 _writing = threading.Lock()
 
 Row = dict[str, Any]
@@ -42,13 +43,13 @@ def _number(text: str) -> Any:
     return text
 
 
-def add(table: Path, result: Path) -> list[Row]:
+def add(table: Path, result: Path, columns: Sequence[str] = COLUMNS) -> list[Row]:
     """Add the rows of a run, in the place of those that it may have; returns them."""
     new = json.loads(result.read_text())
     with _writing:
         rows = [row for row in load(table) if row["run"] != new[0]["run"]] + new
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write(table, text.getvalue())

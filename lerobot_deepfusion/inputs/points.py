@@ -92,6 +92,9 @@ def stack_points(config: Any, batch: Mapping[str, Any], size: int) -> Tensor | N
         metres = depth.float() / MILLIMETRES
         intrinsics, pose = calibration_of(config, batch, camera, len(metres), metres.device)
         points = letterbox_points(back_project(metres, intrinsics, near, far), size)
-        slots.append(points if pose is None else to_base(points, pose))
+        points = points if pose is None else to_base(points, pose)
+        # A sample that lacks the camera has no such points in its cloud.
+        present = batch.get(f"{camera}_padding_mask")
+        slots.append(points if present is None else points * present.to(points).view(-1, 1, 1, 1))
     first = next(points for points in slots if points is not None)
     return torch.stack([torch.zeros_like(first) if points is None else points for points in slots], dim=1)

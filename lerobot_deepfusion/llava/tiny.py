@@ -86,14 +86,10 @@ class TinyVisionModel(PreTrainedModel):
         elif isinstance(module, nn.Linear | nn.LayerNorm):
             module.reset_parameters()
 
-    def forward(self, pixel_values: Tensor, positions: Tensor | None = None, **_: Any) -> BaseModelOutput:
-        """Pictures [B, 3, size, size]; `positions` is added to what the first convolution makes of them."""
-        first, *others = self.convolutions
-        x = first(pixel_values)
-        x = x if positions is None else x + positions.to(x.dtype)
-        for layer in others:
-            x = layer(x)
-        tokens = self.to_tokens(self.norm(x.flatten(1)))
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
+        """Pictures [B, 3, size, size]."""
+        x = self.convolutions(pixel_values).flatten(1)
+        tokens = self.to_tokens(self.norm(x))
         tokens = tokens.unflatten(1, (self.config.num_tokens, self.config.hidden_size))
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 

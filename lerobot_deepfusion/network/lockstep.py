@@ -93,7 +93,7 @@ class DeepFusionModel(nn.Module):
         """
         positions = None
         if self.position_3d is not None and points is not None:
-            positions = self.position_3d(points.flatten(0, 1))
+            positions = self.position_3d(points, pixels)
         return self.perception(pixels, token_ids, valid, right_padded, positions)
 
     def denoise(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModel
 
 from ..llava.geometry import image_tokens
-from ..llava.tiny import TinyVisionConfig
 from .attention import attend, project_key_value
 from .fusion import Fusion, KeyValue, VlmStates, source_layers, vlm_layers_needed
 from .masks import causal_mask, positions_from_valid
@@ -127,11 +126,10 @@ class Perception(nn.Module):
     def embed_images(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
         """Normalised images [B, C, 3, height, width] -> tokens [B, C * N, D], in one call of the tower.
 
-        `positions` is what `network.positions` makes of the points of these pictures.
+        `positions` [B * C, N, D] is what `network.positions` makes of the points of these pictures.
         """
         batch, cameras = pixels.shape[:2]
-        stem = {"positions": positions} if isinstance(self.config.vision_config, TinyVisionConfig) else {}
-        features = self.vision_tower(pixels.flatten(0, 1), **stem).last_hidden_state
+        features = self.vision_tower(pixels.flatten(0, 1)).last_hidden_state
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
         if self.pooling > 1:
@@ -140,7 +138,7 @@ class Perception(nn.Module):
         if self.image_newline is not None:
             newline = self.image_newline.to(tokens.dtype).expand(len(tokens), 1, -1)
             tokens = torch.cat([tokens, newline], dim=1)
-        if positions is not None and not stem:
+        if positions is not None:
             tokens = tokens + positions.to(tokens.dtype)
         return tokens.reshape(batch, cameras * tokens.shape[1], -1)
 

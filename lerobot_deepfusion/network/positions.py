@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import AutoModel
 
 from ..llava.geometry import patches_in_a_row, tokens_nowhere
 from ..llava.tiny import TinyVisionConfig
+from ..llava.tiny_points import TinyPointsConfig
 
 POSITIONS = ("none", "camera", "world")
 CELLS = 2  # in a row and a column of each token
@@ -28,9 +30,9 @@ HIDDEN = 256
 LEAST_SHARE = 0.25  # of a cell's pixels; fewer points are none
 
 
-def centre(position_3d: str) -> Tensor:
+def centre(position_3d: str) -> tuple[float, float, float]:
     """Where the workspace is, in metres: a metre before the camera, or at the robot's base."""
-    return torch.tensor([0.0, 0.0, 1.0 if position_3d == "camera" else 0.0])
+    return (0.0, 0.0, 1.0 if position_3d == "camera" else 0.0)
 
 
 def cell_means(points: Tensor, patches: int, patch_size: int, cells: int) -> tuple[Tensor, Tensor]:
@@ -47,12 +49,7 @@ def cell_means(points: Tensor, patches: int, patch_size: int, cells: int) -> tup
         that is less than `LEAST_SHARE`.
     """
     seen = points[..., : patches * patch_size, : patches * patch_size]
-    return mean_points(F.adaptive_avg_pool2d(seen, cells))
-
-
-def mean_points(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over pixels with a point, [M, 4, ...], to their mean and share; both zero below `LEAST_SHARE`."""
-    sums, share = points.split((3, 1), dim=1)
+    sums, share = F.adaptive_avg_pool2d(seen, cells).split((3, 1), dim=1)
     share = share * (share >= LEAST_SHARE)
     return sums / share.clamp(min=LEAST_SHARE) * (share > 0), share
 
@@ -89,13 +86,15 @@ class PatchPositions(nn.Module):
             nn.SiLU(),
             nn.Linear(HIDDEN, width),
         )
-        self.register_buffer("centre", centre(position_3d), persistent=False)
+        self.register_buffer("centre", torch.tensor(centre(position_3d)), persistent=False)
         _zero(self.mlp[-1])
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Points [B * C, 4, size, size] -> [B * C, N, D] in float32."""
+    def forward(self, points: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Points [B, C, 4, size, size] -> [B * C, N, D] in float32; of the pictures it needs nothing."""
         with torch.autocast(points.device.type, enabled=False):
-            mean, share = cell_means(points.float(), self.patches, self.patch_size, CELLS * self.tokens_in_a_row)
+            mean, share = cell_means(
+                points.flatten(0, 1).float(), self.patches, self.patch_size, CELLS * self.tokens_in_a_row
+            )
             place, there = mean.movedim(1, -1) - self.centre, share.movedim(1, -1)
             cells = torch.cat([sine_features(place) * (there > 0), there], dim=-1)
             # The cells of a token side by side: [M, G, cells, G, cells, F] -> [M, G * G, cells * cells * F].
@@ -106,30 +105,28 @@ class PatchPositions(nn.Module):
         return F.pad(out, (0, 0, *self.around))
 
 
-class StemPositions(nn.Module):
-    """For the tiny tower, whose tokens have no place: maps of coordinates through a second first convolution, which
-    starts at zero and is added to the first before its activation.
+class CloudPositions(nn.Module):
+    """For the tiny LLaVA, whose tokens have no place: its tower for points, the tokens of which are added.
 
     Args:
-        vision: config of the tower.
-        position_3d: as for `PatchPositions`.
+        vlm_config: config of the tiny LLaVA.
+        position_3d: as for `PatchPositions`. In the frame `world` the points of all cameras are one cloud.
     """
 
-    centre: Tensor
-
-    def __init__(self, vision: TinyVisionConfig, position_3d: str) -> None:
+    def __init__(self, vlm_config: PreTrainedConfig, position_3d: str) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(7, vision.channels[0], 5, stride=2, padding=2, bias=False)
-        self.register_buffer("centre", centre(position_3d), persistent=False)
-        _zero(self.convolution)
+        config = TinyPointsConfig(
+            num_tokens=vlm_config.vision_config.num_tokens,
+            hidden_size=vlm_config.text_config.hidden_size,
+            one_cloud=position_3d == "world",
+            centre=centre(position_3d),
+        )
+        self.tower = AutoModel.from_config(config)
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Points [B * C, 4, size, size] -> [B * C, channels, size / 2, size / 2] in float32."""
+    def forward(self, points: Tensor, pixels: Tensor) -> Tensor:
+        """Points [B, C, 4, size, size] and pictures [B, C, 3, size, size] -> [B * C, N, D] in float32."""
         with torch.autocast(points.device.type, enabled=False):
-            mean, there = mean_points(points.float())
-            place = (mean - self.centre[:, None, None]) * (there > 0)
-            waves = torch.sin(2 * math.pi * place)  # of one metre
-            return self.convolution(torch.cat([place, waves, there], dim=1))
+            return self.tower(pixels.float(), points.float()).last_hidden_state.flatten(0, 1)
 
 
 def build_positions(vlm_config: PreTrainedConfig, position_3d: str, pooling: int) -> nn.Module | None:
@@ -140,7 +137,7 @@ def build_positions(vlm_config: PreTrainedConfig, position_3d: str, pooling: int
         return None
     with torch.random.fork_rng(devices=[]):
         if isinstance(vlm_config.vision_config, TinyVisionConfig):
-            return StemPositions(vlm_config.vision_config, position_3d)
+            return CloudPositions(vlm_config, position_3d)
         return PatchPositions(vlm_config, position_3d, pooling)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lerobot_deepfusion.llava.tiny import tiny_llava_config
 from lerobot_deepfusion.network import positions
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
-from lerobot_deepfusion.network.positions import PatchPositions, StemPositions, cell_means, sine_features
+from lerobot_deepfusion.network.positions import PatchPositions, cell_means, sine_features
 from tests.llavas import IMAGE_TOKEN_ID, enlarge, llava_config
 
 
@@ -76,11 +76,11 @@ def test_each_token_gets_its_own_cells(make: str, pooling: int) -> None:
     points = some_points(1, 32)
     moved = points.clone()
     moved[0, 0, 20:24, 28:32] += 0.3 * moved[0, 3, 20:24, 28:32]  # the cell in row 5, column 7 of 8
-    changed = (module(moved) - module(points))[0].abs().amax(-1) > 1e-6
+    changed = (module(moved[None]) - module(points[None]))[0].abs().amax(-1) > 1e-6
     row, column = (2, 3) if pooling == 1 else (1, 1)
     class_token = int(make == "clip_mistral" and pooling == 1)
     assert changed.nonzero().flatten().tolist() == [class_token + row * module.tokens_in_a_row + column]
-    tokens = module(points)[0]
+    tokens = module(points[None])[0]
     assert (tokens[:class_token] == 0).all()
     if make in ("next_mistral", "onevision"):
         assert (tokens[-1] == 0).all()
@@ -95,7 +95,7 @@ def test_a_cell_without_points_says_nothing() -> None:
     module.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     points = torch.ones(1, 4, 32, 32)
     points[..., 20:24, 12:16] = 0  # row 5, column 3 of 8: the lower right cell of token (2, 1)
-    module(points)
+    module(points[None])
     cells = seen[0][0].unflatten(-1, (4, -1))
     empty = (cells == 0).all(-1)
     assert empty.nonzero().tolist() == [[2 * 4 + 1, 3]]
@@ -110,8 +110,8 @@ def test_camera_and_world_have_centres_of_their_own() -> None:
     points = some_points(1, 32)
     moved = points.clone()
     moved[:, 2] += moved[:, 3]
-    assert torch.allclose(camera(moved), world(points), atol=2e-3)
-    assert not torch.allclose(camera(points), world(points), atol=0.1)
+    assert torch.allclose(camera(moved[None]), world(points[None]), atol=2e-3)
+    assert not torch.allclose(camera(points[None]), world(points[None]), atol=0.1)
 
 
 def both_models(make: str, fusion: Any) -> tuple[DeepFusionModel, DeepFusionModel, int]:
@@ -159,21 +159,6 @@ def test_space_begins_flat(make: str, fusion: str) -> None:
     assert not torch.allclose(velocity(space, size, points), one, atol=1e-3)
     # Without a single point it is flat whatever was learned.
     assert torch.equal(velocity(space, size, torch.zeros_like(points)), one)
-
-
-def test_stem_sees_where_points_are() -> None:
-    """Coordinates from the centre, their sines and the share of points, all zero where there is none."""
-    module = StemPositions(tiny_llava_config().vision_config, "camera")
-    seen: list[Tensor] = []
-    module.convolution.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    points = some_points(1, 96)
-    module(points)
-    there = points[:, 3] > 0
-    place = points[:, :3].movedim(1, -1)[there] - torch.tensor([0.0, 0.0, 1.0])
-    maps = seen[0].movedim(1, -1)
-    expected = torch.cat([place, torch.sin(2 * math.pi * place), torch.ones(len(place), 1)], dim=1)
-    assert torch.allclose(maps[there], expected, atol=1e-6)
-    assert (maps[~there] == 0).all()
 
 
 # --- beside the two that it comes from --------------------------------------------------------------------

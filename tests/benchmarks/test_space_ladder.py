@@ -1,0 +1,108 @@
+"""The ladder of docs/space.md: its batches are LeRobot's, each arm sees what it says, and the road is whole."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.datasets.factory import resolve_delta_timestamps
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.collate import lerobot_collate_fn
+
+import benchmarks.space.__main__ as space_ladder
+from benchmarks import processes
+from benchmarks.space.arms import ARMS, RUNGS, STATE, no_depth, other_depth, plan, pose_in_state
+from benchmarks.space.run import both, build
+from benchmarks.study.data import Demonstrations
+from benchmarks.study.results import load
+from lerobot_deepfusion.inputs.depth_keys import depth_key, extrinsics_key, intrinsics_key
+from tests.policies import INTRINSICS, POSE
+from tests.small_data import columns, picture, vector, write
+
+CAMERA = "observation.image"
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Depth, and a camera that stands elsewhere in each episode."""
+    depth = {**picture(channels=1), "info": {"is_depth_map": True}}
+    features = columns(observation__image_depth=depth)
+    features |= {intrinsics_key(CAMERA): vector(4), extrinsics_key(CAMERA): vector(12)}
+
+    def told(key: str, episode: int, frame: int) -> list[float] | None:
+        if key == extrinsics_key(CAMERA):
+            return [*POSE[:11], 0.9 + episode / 10]
+        return INTRINSICS if key == intrinsics_key(CAMERA) else None
+
+    return write(tmp_path_factory.mktemp("moving") / "data", features, value=told)
+
+
+def test_batches_equal_lerobots(moving: Path) -> None:
+    """Depth in LeRobot's unit among all else, to the bit."""
+    ours = Demonstrations(moving)
+    config = build(ARMS["world"], ours)[0].config
+    theirs = LeRobotDataset("local/x", root=moving, delta_timestamps=resolve_delta_timestamps(config, ours.meta))
+    expected = lerobot_collate_fn([theirs[index] for index in range(len(theirs))])
+    found = ours.batch(torch.arange(len(theirs)), config)
+    assert depth_key(CAMERA) in found
+    for key in found.keys() - {"task"}:
+        assert torch.equal(found[key], expected[key]), key
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_learns_from_what_it_sees(moving: Path, name: str) -> None:
+    """A loss with a gradient; the state has the pose in it where that is what the arm is about."""
+    data, arm = Demonstrations(moving), ARMS[name]
+    policy, before, _ = build(arm, data)
+    batch = data.batch(torch.tensor([0, 20]), policy.config)
+    prepared = before(batch if arm.change is None else arm.change(batch))
+    loss, _ = policy.forward(prepared)
+    loss.backward()
+    assert policy.config.position_3d == arm.position_3d
+    assert prepared[STATE].shape[1] == (16 if name == "pose" else 4)
+    if name == "pose":  # normalised by the statistics of what was appended: the height differs between the episodes
+        low, high = prepared[STATE][:, -1].tolist()
+        assert low == pytest.approx(-high, abs=1e-3)
+        assert abs(high) == pytest.approx(1, abs=1e-3)
+
+
+def test_what_is_changed_at_test(moving: Path) -> None:
+    """Another's depth comes with that one's camera; picture and state stay. A covered sensor gives zeros."""
+    data = Demonstrations(moving)
+    batch = data.batch(torch.tensor([0, 20]), build(ARMS["flat"], data)[0].config)
+    other = other_depth(batch)
+    for key in (depth_key(CAMERA), intrinsics_key(CAMERA), extrinsics_key(CAMERA)):
+        assert torch.equal(other[key], batch[key].flip(0))
+    assert torch.equal(other[CAMERA], batch[CAMERA])
+    assert torch.equal(other[STATE], batch[STATE])
+    assert not torch.equal(other[depth_key(CAMERA)], batch[depth_key(CAMERA)])
+    assert (no_depth(batch)[depth_key(CAMERA)] == 0).all()
+    assert torch.equal(no_depth(batch)[CAMERA], batch[CAMERA])
+    change = both(pose_in_state, no_depth)
+    assert change is not None
+    assert change(batch)[STATE].shape == (2, 16)
+
+
+def test_plan() -> None:
+    """Every run once, on rungs that are judged where the cameras may stand."""
+    runs = list(plan())
+    assert len({run.name for run in runs}) == len(runs)
+    assert {run.rung for run in runs} == set(RUNGS)
+    assert {run.arm for run in runs} == set(ARMS)
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recorded, trained, judged where cameras stood and where not, with and without depth; and not done again."""
+    processes.get_ready()
+    table = tmp_path / "ladder.csv"
+    assert space_ladder.ladder(tmp_path, table, 1, math.inf, smoke=True) == 0
+    rows = load(table)
+    judged = {(row["cameras"], row["control"]) for row in rows}
+    assert judged == {(c, d) for c in ("wide_train", "wide_held_out") for d in ("", "no depth")}
+    assert {row["steps"] for row in rows} == {2}
+    capsys.readouterr()
+    assert space_ladder.ladder(tmp_path, table, 1, math.inf, smoke=True) == 0
+    assert "0 runs to do" in capsys.readouterr().out
