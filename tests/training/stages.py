@@ -1,6 +1,6 @@
 """All that is to be done by DDP and FSDP: each stage is two processes, forks of one that has imported LeRobot.
 
-They have the environment that `accelerate launch` gives its processes; importing LeRobot takes longer than most stages.
+They have the environment of those that `accelerate launch` starts. Importing LeRobot takes longer than most stages.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def command(strategy: str, task: str, folder: Path) -> list[object]:
 
 def launched(*options: str) -> dict[str, str]:
     """The environment in which `accelerate launch` would start two processes."""
-    environment: dict[str, str] = {}
     arguments = launch_command_parser().parse_args(["--num_processes=2", "--main_process_port=0", *options, "script"])
-    with mock.patch("torch.distributed.run.run", lambda _: environment.update(os.environ)):
+    environments: list[dict[str, str]] = []
+    with mock.patch("torch.distributed.run.run", side_effect=lambda _: environments.append({**os.environ})):
         launch_command(arguments)
-    return environment
+    return environments[0]
 
 
 def join(environment: dict[str, str], rank: int) -> None:
@@ -61,10 +61,11 @@ def run_all(folder: Path, *options: str) -> str:
             free.bind(("127.0.0.1", 0))
             environment["MASTER_PORT"] = str(free.getsockname()[1])
         environment["ACCELERATE_USE_FSDP"] = str(strategy == "fsdp").lower()
-        ranks = [partial(join, environment, rank) for rank in range(2)]
+        start = partial(commands.run, *command(strategy, task, folder))
         with ThreadPoolExecutor(2) as pool:
-            first, _ = pool.map(lambda rank: commands.run(*command(strategy, task, folder), inside=rank), ranks)
-        said += first
+            ranks = [pool.submit(start, inside=partial(join, environment, rank)) for rank in range(2)]
+        said += ranks[0].result()
+        ranks[1].result()
     return said
 
 
