@@ -371,7 +371,7 @@ def test_compiled_real_time_rollout(short: Path, tmp_path: Path) -> None:
     The thread of real-time chunking must be done with the compiler before the command ends: LeRobot leaves it after
     three seconds, and Python crashes on the way out.
     """
-    options = rollout_options(short, tmp_path / "plugins", *RTC, "--duration=150", "--use_torch_compile=true")
+    options = rollout_options(short, tmp_path / "plugins", *RTC, "--duration=500", "--use_torch_compile=true")
     path = os.pathsep.join([str(tmp_path / "plugins"), str(ROOT)])
     result = subprocess.run(
         [Path(sys.executable).with_name("lerobot-rollout"), *options],
