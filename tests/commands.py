@@ -1,11 +1,13 @@
 """LeRobot's commands, in forks of one process that has imported LeRobot, and a data set of noise for them.
 
-Importing LeRobot takes longer than most commands. `run` is for what they do; `finish` starts a true process, for what
-a fork has already: plugins found, environment variables that are read on import, a launcher.
+Importing LeRobot takes longer than most commands. `run` is for what they do: a fork has nothing of this package yet,
+so that it finds the plugin as a command does. `finish` starts a true process, for what a fork has already or does not
+do: imports from nothing, environment variables that are read on import, a launcher, the interpreter's end.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +28,9 @@ SCRIPTS = Path(sys.executable).parent
 PATIENCE = 580  # seconds
 
 FORKS = multiprocessing.get_context("forkserver")
-LEROBOT = ("lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "lerobot_policy_deepfusion")
-FORKS.set_forkserver_preload([*LEROBOT, "lerobot_deepfusion.modeling_deepfusion", "peft", __name__])
+FORKS.set_forkserver_preload(["lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "peft", __name__])
+# There is one such process for all who fork, the recorder and the study too; the last word before it starts counts.
+FORKS.set_forkserver_preload = lambda _: None
 
 
 def finish(*command: object, fails: bool = False, **environment: str) -> str:
@@ -49,7 +53,7 @@ def run(
     """Run a console script of the environment, or another script, in a fork.
 
     Args:
-        command: the script's name, or its path, and its options.
+        command: the script's name, or its path, or `-c` and code, and its options.
         code: what it has to end with, minus the signal where one ends it.
         inside: is called there first, and may break what it likes.
         kill: what it prints before it is killed, and how many seconds before.
@@ -59,7 +63,8 @@ def run(
     """
     with tempfile.NamedTemporaryFile() as log:
         script, *options = map(str, command)
-        arguments = ([str(SCRIPTS / script), *options], log.name, os.getcwd(), inside)
+        path = script if script == "-c" else str(SCRIPTS / script)
+        arguments = ([path, *options], log.name, os.getcwd(), inside)
         process = FORKS.Process(target=_run, args=arguments)
         process.start()
         if kill:
@@ -84,10 +89,20 @@ def _run(argv: list[str], log: str, folder: str, inside: Callable[[], object] | 
     os.dup2(file, 2)
     os.chdir(folder)
     torch.set_num_threads(1)
+    # Forks of this one come from where it does, as multiprocessing has it in its docstring; Python 3.12 starts anew.
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     if inside:
         inside()
     sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
+    if argv[0] == "-c":
+        exec(argv.pop(1), {"__name__": "__main__"})
+    else:
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def give_back_at_once() -> None:
+    """For `inside`: freed memory is the system's again, as with MALLOC_MMAP_THRESHOLD_, so that peaks can be read."""
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD
 
 
 def write_noise(

@@ -16,6 +16,7 @@ os.environ.setdefault("LP_NUM_THREADS", "1")  # of the software renderer
 import pytest
 import torch
 
+import tests.commands  # noqa: F401 - before anyone forks
 from tests.llavas import MAKES
 
 torch.set_num_threads(1)

@@ -6,8 +6,6 @@ import copy
 import io
 import math
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lerobot_deepfusion.network.expert import MAX_PERIOD, MIN_PERIOD, time_features
+from tests.commands import run
 from tests.policies import make, make_batch
 
 # Apple's GPUs have none of these.
@@ -118,11 +117,11 @@ def test_another_process_unpickles_it(tmp_path: Path) -> None:
     expected = policy.predict_action_chunk(batch, noise=noise)
     (tmp_path / "policy.pkl").write_bytes(pickle.dumps((policy, batch, noise, expected)))
     code = (
-        "import pickle, sys, torch; torch.set_num_threads(1)\n"
+        "import pickle, sys, torch\n"
         "policy, batch, noise, expected = pickle.load(open(sys.argv[1], 'rb'))\n"
         "assert torch.equal(policy.predict_action_chunk(batch, noise=noise), expected)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "policy.pkl")], check=True, timeout=300)
+    run("-c", code, tmp_path / "policy.pkl")
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import importlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
+STEP = f"{__package__}.memory_step"  # imports `measures`, which imports this
+# Importing LeRobot takes longer than the steps: all are forked from one process, which does no more than that.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([STEP])
 TRAININGS = ("plain", "checkpointing", "expert only")
 
 
 def peak(arm: str, case: str, training: str, device: str = "cpu", dtype: str = "float32") -> int:
-    """Bytes that a training step of an arm takes at its peak, measured in a process of its own.
+    """Bytes that a training step of an arm takes at its peak, measured in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
+        return pool.submit(_there, arm, case, training, device, dtype).result()
 
-    Raises:
-        RuntimeError: with the process's own words, if it failed.
-    """
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "benchmarks.speed.memory_step", arm, case, training, device, dtype]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["bytes"]
+
+def _there(*arguments: str) -> int:
+    return importlib.import_module(STEP).peak(*arguments)

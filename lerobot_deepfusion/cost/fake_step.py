@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +78,7 @@ def stage_peaks(
         setting: of the pass.
         left_out: layers that are not run.
     """
-    with FakeTensorMode():
+    with _without_collections(), FakeTensorMode():
         copied, layers = fake_copy(model, setting, left_out)
         inputs = _inputs(copied, load)
         live = LiveBytes([*copied.parameters(), *copied.buffers(), *inputs])
@@ -84,6 +86,18 @@ def stage_peaks(
         with live, torch.set_grad_enabled(not setting.acting):
             _run(copied, inputs, setting)
     return live.peaks
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Each would look through all that LeRobot imported, and free what is in circles at no certain time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _run(model: DeepFusionModel, inputs: list[Tensor], setting: Setting) -> None:

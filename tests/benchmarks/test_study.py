@@ -44,7 +44,7 @@ from benchmarks.study.data import Demonstrations
 from benchmarks.study.peers import hide_state, peer_config
 from benchmarks.study.run import build, execute, parameters, schedule, train
 from benchmarks.study.vlm import write_vlm
-from tests.commands import ROOT, TINY_YAML, finish, run, write_noise
+from tests.commands import ROOT, TINY_YAML, run, write_noise
 
 FRAMES = 36
 
@@ -340,8 +340,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     """Demonstrations, pretraining, three runs, tables and plots, through the command itself."""
-    command = "import sys; from benchmarks.study.__main__ import main; main()"
-    finish(sys.executable, "-c", command, "--smoke", f"--out={tmp_path}", PYTHONPATH=str(fusion_study.ROOT))
+    run("-c", "from benchmarks.study.__main__ import main; main()", "--smoke", f"--out={tmp_path}")
     rows = results.load(tmp_path / "fusion_study.csv")
     assert {r["run"] for r in rows} == {run.name for run in SMOKE}
     assert {r["control"] for r in rows} == {"", "black images"}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -24,6 +22,7 @@ from lerobot_deepfusion.network.fusion import FUSIONS, VlmStates
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
 from lerobot_deepfusion.network.part_names import EXPERT, PARTS, PROJECTOR, TEXT, VISION
 from lerobot_deepfusion.training.adapters import LORA_TARGETS
+from tests import commands
 from tests.commands import ROOT
 from tests.llavas import MAKES, llava_config
 from tests.policies import make_config
@@ -241,13 +240,8 @@ def test_resident_memory_of_training() -> None:
 
     Not `ru_maxrss`, which a child process inherits.
     """
-    # Freed memory goes back at once, so that the peak is not that of a fragmented heap.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_STEPS], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    measured, estimate = (int(word) for word in done.stdout.split("bytes")[-1].split())
+    said = commands.run("-c", TWO_STEPS, inside=commands.give_back_at_once)
+    measured, estimate = (int(word) for word in said.split("bytes")[-1].split())
     assert estimate == pytest.approx(measured, rel=0.15)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,7 @@ from lerobot_deepfusion.llava.reader import read_vlm_config
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from tests.checkpoints import IMAGE_ID, TEXT, processor, write_llava
-from tests.commands import ROOT
+from tests.commands import ROOT, give_back_at_once, run
 from tests.llavas import MAKES, llava_config
 from tests.policies import STATS, make_batch, make_config
 
@@ -217,16 +214,8 @@ def test_loading_needs_little_more_than_the_weights(tmp_path: Path) -> None:
     config = llava_config("clip_llama", IMAGE_ID, **TEXT, **shape)
     LlavaForConditionalGeneration(config).bfloat16().save_pretrained(folders[1])
     processor("clip_llama", 32).save_pretrained(folders[1])
-    out = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, folders)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-        check=False,
-    )
-    assert out.returncode == 0, out.stderr[-2000:]
-    peaks = [float(line.split()[1]) for line in out.stdout.splitlines() if line.startswith("peak")]
+    out = run("-c", MEMORY, *folders, inside=give_back_at_once)
+    peaks = [float(line.split()[1]) for line in out.splitlines() if line.startswith("peak")]
     assert len(peaks) == 4
     assert max(peaks) < 1.3, peaks
 
@@ -240,7 +229,4 @@ def test_every_make_is_tested() -> None:
 def test_example_runs(tmp_path: Path) -> None:
     llava, out = write_llava(tmp_path / "llava", "onevision", torch.bfloat16), tmp_path / "policy"
     example = ROOT / "examples/from_llava.py"
-    command = [sys.executable, str(example), f"--vlm={llava}", f"--out={out}", "--device=cpu"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "first of 10 actions" in result.stdout
+    assert "first of 10 actions" in run(example, f"--vlm={llava}", f"--out={out}", "--device=cpu")

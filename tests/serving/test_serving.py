@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import site
 import socket
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +40,7 @@ from torch import Tensor
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.serving.robot_check import check_robot
-from tests.commands import ROOT, finish
+from tests.commands import ROOT, run
 from tests.policies import STATS, make_config
 from tests.serving import fakerobot
 from tests.serving.fakerobot import FRAME, JOINTS, FakeRobot, FakeRobotConfig
@@ -204,7 +206,8 @@ def test_server_command_serves(checkpoint: Path) -> None:
             assert client.start(), Path("server.log").read_text()
             assert next_chunk(client).isfinite().all()
             client.stop()
-            again = finish(*command, fails=True)  # gRPC would share the port, and each client get either
+            # gRPC would share the port, and each client get either.
+            again = run("deepfusion", "serve", *options, code=1)
             assert again.splitlines()[-1].startswith("deepfusion serve: Failed to bind to address")
             server.terminate()
             assert server.wait(60) == 0
@@ -362,18 +365,13 @@ def test_rollout(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "inference",
-    [("--inference.type=sync", "--torch_compile_backend=aot_eager", "--duration=2"), (*RTC, "--duration=150")],
-)
-def test_compiled_rollout(short: Path, tmp_path: Path, inference: tuple) -> None:
+def test_compiled_real_time_rollout(short: Path, tmp_path: Path) -> None:
     """`--use_torch_compile=true` wraps `predict_action_chunk`. The command is a process of its own.
 
-    The first action of sync inference waits for the compiler, and may be the only one; it is traced and not compiled,
-    since the other case has the compiler. The thread of real-time chunking must be done with it before the command
-    ends: LeRobot leaves it after three seconds, and Python crashes on the way out.
+    The thread of real-time chunking must be done with the compiler before the command ends: LeRobot leaves it after
+    three seconds, and Python crashes on the way out.
     """
-    options = rollout_options(short, tmp_path / "plugins", *inference, "--use_torch_compile=true")
+    options = rollout_options(short, tmp_path / "plugins", *RTC, "--duration=500", "--use_torch_compile=true")
     path = os.pathsep.join([str(tmp_path / "plugins"), str(ROOT)])
     result = subprocess.run(
         [Path(sys.executable).with_name("lerobot-rollout"), *options],
@@ -383,4 +381,17 @@ def test_compiled_rollout(short: Path, tmp_path: Path, inference: tuple) -> None
         timeout=580,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    check_actions()
+
+
+@pytest.mark.slow
+def test_compiled_rollout(short: Path, tmp_path: Path) -> None:
+    """Likewise of sync inference, whose first action waits for the compiler, and may be the only one.
+
+    It is traced and not compiled: the other test has the compiler.
+    """
+    plugins = tmp_path / "plugins"
+    options = ("--inference.type=sync", "--duration=2", "--use_torch_compile=true")
+    options = rollout_options(short, plugins, *options, "--torch_compile_backend=aot_eager")
+    run("lerobot-rollout", *options, inside=partial(site.addsitedir, str(plugins)))
     check_actions()

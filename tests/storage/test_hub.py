@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 from lerobot_deepfusion.storage.model_card import model_card, write_card
-from tests.commands import SCRIPTS, SHORT, TINY_YAML, finish, write_noise
+from tests.commands import SHORT, TINY_YAML, run, write_noise
 from tests.policies import STATS, make_batch, make_config
 from tests.storage.hub_server import Hub
 
@@ -48,17 +49,22 @@ EVAL_INFO = {
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A running Hub; this process and those that it starts use it, with an empty cache."""
     with Hub() as server:
-        for name, value in server.environment(tmp_path / "hf_home").items():
-            monkeypatch.setenv(name, value)
-        # huggingface_hub read its environment when it was imported.
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_home/hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf_home/token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        use(server.environment(tmp_path / "hf_home"), monkeypatch)
         yield server
+
+
+def use(environment: dict[str, str], patch: pytest.MonkeyPatch | None = None) -> None:
+    """Send this process to a Hub; huggingface_hub read its environment when it was imported."""
+    patch, home = patch or pytest.MonkeyPatch(), environment["HF_HOME"]
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    patch.setattr(constants, "ENDPOINT", environment["HF_ENDPOINT"])
+    template = environment["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "HF_HUB_CACHE", f"{home}/hub")
+    patch.setattr(constants, "HF_TOKEN_PATH", f"{home}/token")
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 def trained(tmp_path: Path, **changes) -> tuple[DeepFusionPolicy, TrainPipelineConfig, tuple]:
@@ -322,15 +328,16 @@ def test_train_to_the_hub_and_evaluate_from_it(hub: Hub, tmp_path: Path) -> None
     pytest.importorskip("gym_pusht")
 
     out = tmp_path / "train"
-    log = finish(
-        SCRIPTS / "lerobot-train",
+    there = partial(use, hub.environment(tmp_path / "hf_home"))
+    log = run(
+        "lerobot-train",
         f"--config_path={TINY_YAML}",
         *write_noise(tmp_path / "data", ("image",), 2, 2),
         f"--policy.repo_id={REPO}",
         "--policy.push_to_hub=true",
         "--save_checkpoint_to_hub=true",
         *(*SHORT, "--steps=2", "--save_freq=1", f"--output_dir={out}"),
-        HF_HUB_OFFLINE="0",
+        inside=there,
     )
     assert f"Model pushed to {hub.url}/{REPO}" in log
     trained_files = out / "checkpoints/last/pretrained_model"
@@ -343,12 +350,12 @@ def test_train_to_the_hub_and_evaluate_from_it(hub: Hub, tmp_path: Path) -> None
     assert (card["steps"], card["size"], card["action"]) == ("2", "2 episodes, 24 frames", "2 numbers: `a`, `b`")
 
     shutil.rmtree(out)
-    finish(
-        SCRIPTS / "lerobot-eval",
+    run(
+        "lerobot-eval",
         f"--policy.path={REPO}",
         *("--policy.device=cpu", "--env.type=pusht", "--env.episode_length=8"),
         *("--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path / 'eval'}"),
-        HF_HUB_OFFLINE="0",
+        inside=there,
     )
     DeepFusionPolicy.from_pretrained(REPO).save_pretrained(tmp_path / "again")
     write_card(tmp_path / "again", eval_info=tmp_path / "eval/eval_info.json")

@@ -1,23 +1,23 @@
-"""One of several processes that train: all that is to be done by DDP and FSDP, each in a fork of its own.
+"""All that is to be done by DDP and FSDP: each stage is two processes, forks of one that has imported LeRobot.
 
-Importing LeRobot takes longer than most of it.
-
-accelerate launch --config_file=configs/accelerate/fsdp.yaml --num_processes=2 --module tests.training.stages <folder>
+They have the environment of those that `accelerate launch` starts. Importing LeRobot takes longer than most stages.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
-from lerobot.scripts import lerobot_train
-from torch.distributed import TCPStore
+from accelerate.commands.launch import launch_command, launch_command_parser
 
+from tests import commands
 from tests.commands import SHORT, TINY_YAML
-from tests.training import cpu_fsdp, processes
+from tests.training import cpu_fsdp
 
 STAGES = [("ddp", "cases"), ("fsdp", "cases"), ("fsdp", "train"), ("fsdp", "resume"), ("ddp", "resume")]
 
@@ -28,38 +28,48 @@ def train_options(folder: Path, strategy: str) -> list[str]:
     return [f"--config_path={TINY_YAML}", *data, *SHORT, "--steps=2", f"--output_dir={folder}/{strategy}"]
 
 
-def run(strategy: str, task: str, folder: Path) -> None:
+def command(strategy: str, task: str, folder: Path) -> list[object]:
     """A stage: every case, lerobot-train, or two more steps from its checkpoint."""
     if task == "cases":
-        return processes.train_all(strategy, folder)
+        return [__file__, strategy, folder]
     again = f"--config_path={folder}/{strategy}/checkpoints/last/pretrained_model/train_config.json"
     options = train_options(folder, strategy) if task == "train" else [again, "--resume=true", "--steps=4"]
-    sys.argv = ["lerobot-train", *options]
-    lerobot_train.main()
+    return ["lerobot-train", *options]
 
 
-def own_port(number: int, launcher: TCPStore) -> None:
-    """Where the processes of a stage find each other: a free port that the first one tells through the launcher."""
-    if os.environ["RANK"] == "0":
+def launched(*options: str) -> dict[str, str]:
+    """The environment in which `accelerate launch` would start two processes."""
+    arguments = launch_command_parser().parse_args(["--num_processes=2", "--main_process_port=0", *options, "script"])
+    environments: list[dict[str, str]] = []
+    with mock.patch("torch.distributed.run.run", side_effect=lambda _: environments.append({**os.environ})):
+        launch_command(arguments)
+    return environments[0]
+
+
+def join(environment: dict[str, str], rank: int) -> None:
+    """Become one of the processes."""
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    cpu_fsdp.allow()
+
+
+def run_all(folder: Path, *options: str) -> str:
+    """Every stage, in the environment that these options of `accelerate launch` make; what the first process says."""
+    environment = {**launched(*options), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    said = ""
+    for strategy, task in STAGES:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            launcher.set(f"stage {number}", str(free.getsockname()[1]))
-    os.environ["MASTER_PORT"] = launcher.get(f"stage {number}").decode()
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-
-
-def main(folder: Path) -> None:
-    cpu_fsdp.allow()
-    launcher = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    for number, (strategy, task) in enumerate(STAGES):
-        own_port(number, launcher)
-        os.environ["ACCELERATE_USE_FSDP"] = str(strategy == "fsdp").lower()
-        stage = multiprocessing.get_context("fork").Process(target=run, args=(strategy, task, folder))
-        stage.start()
-        stage.join()
-        if stage.exitcode:
-            sys.exit(f"{strategy}, {task}: exit code {stage.exitcode}")
+            environment["MASTER_PORT"] = str(free.getsockname()[1])
+        environment["ACCELERATE_USE_FSDP"] = str(strategy == "fsdp").lower()
+        start = partial(commands.run, *command(strategy, task, folder))
+        with ThreadPoolExecutor(2) as pool:
+            ranks = [pool.submit(start, inside=partial(join, environment, rank)) for rank in range(2)]
+        said += ranks[0].result()
+        ranks[1].result()
+    return said
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    from tests.training import processes
+
+    processes.train_all(sys.argv[1], Path(sys.argv[2]))

@@ -26,7 +26,7 @@ from tests.checkpoints import write_llava
 from tests.commands import ROOT, SCRIPTS, finish, write_noise
 from tests.llavas import llava_config
 from tests.training.processes import CASES, LLAVAS, build, config_of, padded_batch, train
-from tests.training.stages import train_options
+from tests.training.stages import run_all, train_options
 
 FSDP_YAML = ROOT / "configs/accelerate/fsdp.yaml"
 
@@ -35,12 +35,6 @@ FSDP_YAML = ROOT / "configs/accelerate/fsdp.yaml"
 # the smallest gradient as of the largest, also where it is rounding alone.
 HISTORY = {"float32": 3e-4, "bfloat16": 3e-2}
 WEIGHTS = {"float32": 5e-3, "bfloat16": 0.1}
-
-
-def launch(*arguments: object) -> str:
-    """`accelerate launch` two processes."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
-    return finish(*command, *arguments, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for make in LLAVAS:
         write_llava(folder / make, make)
     write_noise(folder / "data", ("image",), 2, 2)
-    said = launch("--multi_gpu", SCRIPTS / "lerobot-train", *train_options(folder, "ddp"))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher += ["--num_processes=2", "--main_process_port=0"]
+    said = finish(*launcher, SCRIPTS / "lerobot-train", *train_options(folder, "ddp"))
     assert "Effective batch size: 4 x 2 = 8" in said
-    said = launch(f"--config_file={FSDP_YAML}", "--module", "tests.training.stages", folder)
-    assert "Effective batch size: 4 x 2 = 8" in said
+    said = run_all(folder, f"--config_file={FSDP_YAML}")
+    assert said.count("Effective batch size: 4 x 2 = 8") == 3  # trained, and resumed by either
     return folder
 
 
