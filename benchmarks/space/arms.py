@@ -28,6 +28,11 @@ def no_depth(batch: Batch) -> Batch:
     return {key: torch.zeros_like(value) if key.endswith("_depth") else value for key, value in batch.items()}
 
 
+def rays(batch: Batch) -> Batch:
+    """A point a metre along the axis under every pixel: where the camera stands and looks, and no depth."""
+    return {key: torch.full_like(value, 1000) if key.endswith("_depth") else value for key, value in batch.items()}
+
+
 def pose_in_state(batch: Batch) -> Batch:
     """Where the camera stands, as twelve more numbers of the state, for a policy that sees flat."""
     poses = [batch[key] for key in sorted(batch) if key.startswith(EXTRINSICS)]
@@ -60,6 +65,7 @@ ARMS = {
     "world": Arm("points in the robot's frame", "world", at_test={"no depth": no_depth}),
     "camera": Arm("points in the camera's frame", "camera"),
     "pose": Arm("pictures, and the camera's pose in the state", change=pose_in_state),
+    "rays": Arm("points a metre along each ray in the robot's frame", "world", rays),
     "other_depth": Arm("points of another scene", "world", other_depth),
 }
 
@@ -108,10 +114,10 @@ def plan() -> Iterator[Run]:
     """Every run, the most telling first, since the ladder may stop anywhere."""
     for seed in SEEDS:
         yield from (Run(rung, arm, seed) for arm in ("flat", "world") for rung in ("push_wide", "push_fixed"))
-        yield from (Run("push_wide", arm, seed) for arm in ("other_depth", "pose", "camera"))
+        yield from (Run("push_wide", arm, seed) for arm in ("other_depth", "pose", "rays", "camera"))
     for seed in SEEDS:
         yield from (Run("push_fixed", "other_depth", seed), Run("push_fixed", "camera", seed))
-        yield from (Run("push_few", arm, seed) for arm in ("flat", "world", "other_depth", "pose"))
+        yield from (Run("push_few", arm, seed) for arm in ("flat", "world", "other_depth", "pose", "rays"))
     for seed in SEEDS:
         yield from (Run(rung, arm, seed) for rung in ("push_10", "push_25") for arm in ("flat", "world"))
         yield from (Run(f"pick_place_{n}", arm, seed) for n in (10, 25, 80) for arm in ("flat", "world"))

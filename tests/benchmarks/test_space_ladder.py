@@ -13,7 +13,7 @@ from lerobot.utils.collate import lerobot_collate_fn
 
 import benchmarks.space.__main__ as space_ladder
 from benchmarks import processes
-from benchmarks.space.arms import ARMS, RUNGS, STATE, no_depth, other_depth, plan, pose_in_state
+from benchmarks.space.arms import ARMS, RUNGS, STATE, no_depth, other_depth, plan, pose_in_state, rays
 from benchmarks.space.run import both, build
 from benchmarks.study.data import Demonstrations
 from benchmarks.study.results import load
@@ -80,6 +80,7 @@ def test_what_is_changed_at_test(moving: Path) -> None:
     assert not torch.equal(other[depth_key(CAMERA)], batch[depth_key(CAMERA)])
     assert (no_depth(batch)[depth_key(CAMERA)] == 0).all()
     assert torch.equal(no_depth(batch)[CAMERA], batch[CAMERA])
+    assert (rays(batch)[depth_key(CAMERA)] == 1000).all()
     change = both(pose_in_state, no_depth)
     assert change is not None
     assert change(batch)[STATE].shape == (2, 16)
