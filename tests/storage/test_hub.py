@@ -121,7 +121,12 @@ def code_blocks(card: ModelCard, language: str) -> list[str]:
 def test_card_states_the_facts(tmp_path: Path) -> None:
     """Each fact is the config's; none of the values is a default."""
     config = make_config(
-        cameras=("images.top", "images.wrist"), fusion="late", num_flow_samples=3, optimizer_lr=3e-4, tags=["mine"]
+        cameras=("images.top", "images.wrist"),
+        position_3d="world",
+        fusion="late",
+        num_flow_samples=3,
+        optimizer_lr=3e-4,
+        tags=["mine"],
     )
     config.vlm_path, config.freeze_vision_encoder = "llava-hf/llava-1.5-7b-hf", True
     config.repo_id, config.action_feature_names = REPO, ["x", "y", "gripper"]
@@ -150,6 +155,8 @@ def test_card_states_the_facts(tmp_path: Path) -> None:
     assert facts["data set"] == "[you/data](https://huggingface.co/datasets/you/data)"
     assert facts["size"] == "160 episodes, 12345 frames"
     assert all(f"`observation.images.{name}`" in facts["camera"] for name in ("top", "wrist"))
+    assert facts["depth"].startswith("`observation.images.top_depth` [1, height, width], millimetres")
+    assert "the robot's base" in facts["depth"]
     assert facts["action"] == "3 numbers: `x`, `y`, `gripper`"
     assert facts["steps"] == "500 of 1234"
     assert facts["batch size"] == "7 for each process"
