@@ -52,17 +52,20 @@ class Arm:
         position_3d: of the policy.
         change: made to every batch, in training and when it is judged.
         at_test: names of further changes to judge the trained policy with.
+        picture: whether the tower for pictures says anything; the one for points sees colours all the same.
     """
 
     says: str
     position_3d: str = "none"
     change: Change | None = None
     at_test: dict[str, Change] = field(default_factory=dict)
+    picture: bool = True
 
 
 ARMS = {
     "flat": Arm("pictures alone"),
     "world": Arm("points in the robot's frame", "world", at_test={"no depth": no_depth}),
+    "points": Arm("points in the robot's frame, no tokens of the picture", "world", picture=False),
     "camera": Arm("points in the camera's frame", "camera"),
     "pose": Arm("pictures, and the camera's pose in the state", change=pose_in_state),
     "rays": Arm("points a metre along each ray in the robot's frame", "world", rays),
@@ -114,9 +117,9 @@ def plan() -> Iterator[Run]:
     """Every run, the most telling first, since the ladder may stop anywhere."""
     for seed in SEEDS:
         yield from (Run(rung, arm, seed) for arm in ("flat", "world") for rung in ("push_wide", "push_fixed"))
-        yield from (Run("push_wide", arm, seed) for arm in ("other_depth", "pose", "rays", "camera"))
+        yield from (Run("push_wide", arm, seed) for arm in ("points", "other_depth", "pose", "rays", "camera"))
     for seed in SEEDS:
-        yield from (Run("push_fixed", "other_depth", seed), Run("push_fixed", "camera", seed))
+        yield from (Run("push_fixed", arm, seed) for arm in ("points", "other_depth", "camera"))
         yield from (Run("push_few", arm, seed) for arm in ("flat", "world", "other_depth", "pose", "rays"))
     for seed in SEEDS:
         yield from (Run(rung, arm, seed) for rung in ("push_10", "push_25") for arm in ("flat", "world"))

@@ -19,6 +19,7 @@ from lerobot.datasets.compute_stats import get_feature_stats
 from lerobot.policies.factory import make_policy_config, make_pre_post_processors
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 
 import lerobot_policy_deepfusion  # noqa: F401
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
@@ -45,7 +46,14 @@ def build(arm: Arm, data: Demonstrations) -> tuple[DeepFusionPolicy, Any, Any]:
     config.input_features = {key: feature for key, feature in kinds.items() if key != "action"}
     config.output_features = {"action": kinds["action"]}
     config.set_dataset_feature_metadata(features)
-    return DeepFusionPolicy(config), *make_pre_post_processors(config, dataset_stats=stats)
+    policy = DeepFusionPolicy(config)
+    if not arm.picture:
+        policy.model.perception.vision_tower.register_forward_hook(_nothing)
+    return policy, *make_pre_post_processors(config, dataset_stats=stats)
+
+
+def _nothing(tower: nn.Module, inputs: Any, output: Any) -> BaseModelOutput:
+    return BaseModelOutput(last_hidden_state=torch.zeros_like(output.last_hidden_state))
 
 
 def train(policy: DeepFusionPolicy, before: Any, data: Demonstrations, run: Run) -> dict[str, float]:
