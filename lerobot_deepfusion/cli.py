@@ -106,11 +106,12 @@ def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
 def info(context: click.Context, what: str, batch_size: int | None, cameras: int | None) -> None:
     """What goes in and out of a policy, and the memory it takes.
 
-    Nothing is loaded: the network is built on the meta device, from config files alone. WHAT is
+    Nothing is loaded: the network is built on the meta device, from config files alone. Counting the memory takes
+    half a minute or more. WHAT is
 
     \b
     a checkpoint of this policy      a directory or Hub id
-    a train config                   configs/policy/llava_1.5_7b.yaml
+    a train config                   $(deepfusion config llava_1.5_7b), or a file of yours
     a LLaVA                          a directory or Hub id, under this policy's default options
     llava-1.5-7b, onevision-0.5b     two published LLaVAs, without the Hub; or tiny
 
@@ -199,7 +200,7 @@ def recover(output_dir: Path) -> None:
     damaged, points the link checkpoints/last at the complete one and prints the command that resumes. Nothing is
     deleted.
     """
-    from .storage.recovery import newest_complete, point_last, resume_command
+    from .storage.recovery import finished, newest_complete, point_last, resume_command
 
     checkpoint, incomplete = newest_complete(output_dir)
     for path, found in incomplete.items():
@@ -207,7 +208,8 @@ def recover(output_dir: Path) -> None:
     if checkpoint is None:
         raise click.ClickException(f"no checkpoint of {output_dir} is complete; the run has to start again")
     point_last(checkpoint)
-    click.echo(f"{checkpoint} is complete, and `last` points at it. Resume with {resume_command(output_dir)}")
+    what_next = "The run is finished" if finished(checkpoint) else f"Resume with {resume_command(output_dir)}"
+    click.echo(f"{checkpoint} is complete, and `last` points at it. {what_next}")
 
 
 @deepfusion.command("check-data")

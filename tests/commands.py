@@ -33,7 +33,7 @@ FORKS.set_forkserver_preload(["lerobot.scripts.lerobot_train", "lerobot.scripts.
 FORKS.set_forkserver_preload = lambda _: None
 
 
-def finish(*command: object, fails: bool = False, **environment: str) -> str:
+def finish(*command: object, fails: bool = False, patience: int = PATIENCE, **environment: str) -> str:
     """Run a command in a process to its end, whether good or, with `fails`, bad, and return what it printed."""
     result = subprocess.run(
         list(map(str, command)),
@@ -41,7 +41,7 @@ def finish(*command: object, fails: bool = False, **environment: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", **environment},
-        timeout=PATIENCE,
+        timeout=patience,
     )
     assert (result.returncode != 0) == fails, f"{result.stdout[:3000]}\n...\n{result.stdout[-6000:]}"
     return result.stdout

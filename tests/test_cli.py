@@ -54,6 +54,7 @@ def test_every_verb_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> Non
         (["demos", "--root=x", "--episodes=0"], 2, "'--episodes': 0 is not in the range x>=1."),
         (["demos", "--root=here"], 1, "deepfusion demos: here exists; choose another --root or remove it"),
         (["info", "nowhere"], 1, "deepfusion info: 'nowhere': no config.json in a directory of that name"),
+        (["info", "configs/tniy.yaml"], 1, "configs/tniy.yaml: there is no such file; `deepfusion config` lists"),
         (["info", "tiny", "--fusion=kv"], 2, "deepfusion info: --fusion=kv: expected --policy.<field>=<value>"),
         (["merge", "here", "merged"], 1, "deepfusion merge: config.json not found in here"),
         (["merge", "here", "here"], 1, "deepfusion merge: here is there already; choose another directory"),

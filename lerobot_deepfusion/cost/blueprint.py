@@ -1,7 +1,7 @@
 """A policy before anything is loaded: its config and its network on the meta device, from the name of
 
     a checkpoint of this policy      a directory or Hub id
-    a train config                   configs/policy/llava_1.5_7b.yaml
+    a train config                   $(deepfusion config llava_1.5_7b), or a file of yours
     a LLaVA                          a directory or Hub id, under this policy's default options
     llava-1.5-7b, onevision-0.5b     the same for two published LLaVAs, without the Hub; or `tiny`
 
@@ -37,6 +37,10 @@ def read_json(source: str) -> dict[str, Any]:
     """
     if source in CONFIGS:
         return CONFIGS[source]
+    if source.endswith((".yaml", ".yml", ".json")):
+        raise ValueError(
+            f"{source}: there is no such file; `deepfusion config` lists the train configs that come along"
+        )
     try:
         path = Path(source) / "config.json" if Path(source).is_dir() else hf_hub_download(source, "config.json")
         return json.loads(Path(path).read_text())

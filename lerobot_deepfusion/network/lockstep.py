@@ -15,6 +15,7 @@ expert's follows (`denoise`); training is `denoise` with gradients, and there is
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -202,11 +203,21 @@ def expert_config(
     Heads, key/value heads, head dim and rotary parameters are the VLM's own, so that under `kv` its keys and
     values need no projection whatever the expert's width (as in pi0). A Gemma has one key/value head, for keys and
     values of its own, and no biases.
+
+    Raises:
+        ValueError: for a width that is no multiple of the heads.
     """
     text = vlm_config.text_config
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     width = _multiple_of_eight(text.hidden_size * width_multiplier)
+    if width % heads:
+        step = math.lcm(8, heads)
+        fits = step * max(1, round(width / step)) / text.hidden_size
+        raise ValueError(
+            f"policy.expert_width_multiplier={width_multiplier} makes an expert of width {width}, which the text "
+            f"model's {heads} heads do not divide; use policy.expert_width_multiplier={fits:.6g}"
+        )
     config = LlamaConfig(
         hidden_size=width,
         intermediate_size=_multiple_of_eight(text.intermediate_size * width_multiplier),

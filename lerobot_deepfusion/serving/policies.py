@@ -42,8 +42,14 @@ def checkpoint_folder(name: str) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         repo, _, revision = name.partition("@")
-        read_checkpoint_config(repo, revision=revision or None)
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+        try:
+            read_checkpoint_config(repo, revision=revision or None)
+            files = snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
+        except OSError as error:  # the Hub's are of that kind
+            raise FileNotFoundError(
+                f"{name} is no folder here, and on the Hub: {str(error).splitlines()[0]}"
+            ) from error
+        folder = Path(files)
     read_checkpoint_config(folder)
     check_checkpoint_files(folder)
     return folder

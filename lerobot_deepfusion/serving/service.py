@@ -135,7 +135,9 @@ class PolicyService:
         except Refused:
             raise
         except Exception as error:
-            logger.exception(f"{instructions.policy!r} could not be loaded")
+            # A wrong value says itself what is wrong: the policy's file, or the robot's joints.
+            told = isinstance(error, ValueError)
+            logger.error(f"{instructions.policy!r} does not go to work: {error}", exc_info=not told)
             raise Refused("FAILED_PRECONDITION", str(error) or type(error).__name__) from error
 
     async def _in_worker(self, function: Any, *arguments: Any) -> Any:

@@ -27,7 +27,6 @@ class MetaworldExpert:
 
     def __init__(self, task: str, size: int, noise: float, **options: Any) -> None:
         """`options` are those of `MetaworldFastEnv`: cameras, goal_markers, depth, camera_poses."""
-        os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: workers, not threads
         config = MetaworldFastEnv(observation_size=size, episode_length=EPISODE_LENGTH, **options)
         # Meta-World's reset depends, in the last digits, on what came before; so the try-out has a simulator

@@ -20,6 +20,7 @@ from lerobot.envs.configs import EnvConfig, MetaworldEnv
 from ..inputs.depth_keys import depth_key
 from .camera_names import CAMERAS, ON_THE_HAND, batch_keys
 from .camera_poses import CAMERA_POSES
+from .off_screen import draw_off_screen
 
 
 @EnvConfig.register_subclass("metaworld_fast")
@@ -98,12 +99,14 @@ class MetaworldFastEnv(MetaworldEnv):
 
     def make(self, task: str) -> gym.Env:
         """One environment of a task."""
+        draw_off_screen()
         from .metaworld_env import FastMetaworld
 
         return FastMetaworld(task, **self.gym_kwargs)
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, Any]]:
         """Vector environments as `{task or difficulty: {task id: env}}`, like LeRobot's `metaworld`."""
+        draw_off_screen()
         from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS
         from lerobot.envs.utils import freeze_after_episode_end
 

@@ -4,7 +4,7 @@ PEFT keeps its adapters apart from the weights they adapt, and so needs those in
 loads the VLM, gives the expert its first weights and writes both as a checkpoint. `merge` adds adapters to their
 base; the result needs neither PEFT nor the base.
 
-    deepfusion base --config_path=configs/policy/llava_1.5_7b_lora.yaml \\
+    deepfusion base --config_path=$(deepfusion config llava_1.5_7b_lora) \\
         --dataset.repo_id=you/data --output_dir=outputs/base
     lerobot-train --policy.path=outputs/base --peft.r=16 --dataset.repo_id=you/data --output_dir=outputs/lora
     deepfusion merge outputs/lora/checkpoints/last/pretrained_model outputs/merged

@@ -9,6 +9,7 @@ Nothing is deleted.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -102,6 +103,12 @@ def point_last(checkpoint: Path) -> None:
     new = link.with_name(f".{LAST_CHECKPOINT_LINK}.{os.getpid()}")
     new.symlink_to(checkpoint.name)
     os.replace(new, link)
+
+
+def finished(checkpoint: Path) -> bool:
+    """Whether a complete checkpoint is of the last step that its run was to do."""
+    config = json.loads((checkpoint / PRETRAINED_MODEL_DIR / "train_config.json").read_text(encoding="utf-8"))
+    return int(checkpoint.name) >= config.get("steps", math.inf)
 
 
 def resume_command(output_dir: Path) -> str:

@@ -156,6 +156,15 @@ def test_what_makes_no_sense_is_refused(changes: dict, message: str) -> None:
         make_config(**changes)
 
 
+def test_a_width_that_heads_do_not_divide_is_told_with_one_that_they_do() -> None:
+    """It is the option's fault, and not the LLaVA's."""
+    with pytest.raises(
+        ValueError, match=r"width 16, .* 3 heads do not divide; use policy.expert_width_multiplier=0.25"
+    ):
+        DeepFusionPolicy(make_config(expert_width_multiplier=0.125))
+    assert DeepFusionPolicy(make_config(expert_width_multiplier=0.25)).model.expert.backbone.config.hidden_size == 24
+
+
 # --- exactness --------------------------------------------------------------------------------------------
 
 

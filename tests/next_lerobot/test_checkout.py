@@ -32,9 +32,10 @@ OURS = (
     "storage/test_hub.py",
     "training/test_training.py",
 )
+PATIENCE = 3600  # seconds
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(PATIENCE),
     pytest.mark.skipif("LEROBOT_SRC" not in os.environ, reason="LEROBOT_SRC names no checkout of LeRobot"),
 ]
 
@@ -53,7 +54,7 @@ def under_it(*arguments: object, folder: Path = ROOT) -> str:
         "-p",
         "no:cacheprovider",
     )
-    return finish(*command, *arguments)
+    return finish(*command, *arguments, patience=PATIENCE)
 
 
 def test_ours() -> None:

@@ -175,9 +175,34 @@ def test_loading_holds_up_nobody(
     assert threads == ["policy_0", "policy_0"]
 
 
-def test_policies_are_looked_at_when_the_server_starts(checkpoint: Path, tmp_path: Path) -> None:
+def test_policies_are_looked_at_when_the_server_starts(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(FileNotFoundError), running((str(checkpoint), str(tmp_path))):
         pass
+    # What is no folder here may be a repository; that it is none there either does not hide its name.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"^outputs/nope is no folder here, and on the Hub: ."):
+        policies.checkpoint_folder("outputs/nope")
+
+
+def test_what_the_user_can_mend_is_logged_in_a_line(
+    server: service.PolicyService, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A robot that does not fit is no failure to load; what nobody foresaw is logged with where it happened."""
+    for error, traceback in ((ValueError("the joints differ"), False), (RuntimeError("no memory"), True)):
+
+        def fails(*_: object, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(service, "load_policy", fails)
+        caplog.clear()
+        with RawRobot(server, checkpoint) as robot, refused("FAILED_PRECONDITION", str(error)):
+            robot.ready()
+            robot.choose()
+        (line,) = [record for record in caplog.records if "does not go to work" in record.message]
+        assert str(error) in line.message
+        assert bool(line.exc_info) == traceback
 
 
 def test_a_hub_policy_is_one_commit(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

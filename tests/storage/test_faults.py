@@ -247,6 +247,8 @@ def test_recover_as_a_command(undisturbed: tuple, tmp_path: Path) -> None:
         assert f"{path.relative_to(last)} is missing" in recovery.faults(last)
         path.write_bytes(content)
     assert recovery.faults(last) == []
+    assert recovery.finished(last)
+    assert not recovery.finished(out / "checkpoints/000006")
     (last / "training_state/training_step.json").unlink()
     before = sorted(out.rglob("*"))
     said = finish(SCRIPTS / "deepfusion", "recover", out)
