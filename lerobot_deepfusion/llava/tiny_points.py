@@ -74,11 +74,13 @@ class TinyPointsModel(PreTrainedModel):
         self.pieces = nn.Sequential(*pieces)
         layers: list[nn.Module] = []
         previous += 3
-        for width in config.widths:
+        *inner, last = config.widths
+        for width in inner:
             layers += [nn.Linear(previous, width), nn.LayerNorm(width), nn.ReLU()]
             previous = width
-        self.each = nn.Sequential(*layers)
-        self.to_tokens = nn.Linear(previous, config.num_tokens * config.hidden_size)
+        # No norm before the largest is taken: it costs as much as a layer, and a place was found as well without.
+        self.each = nn.Sequential(*layers, nn.Linear(previous, last), nn.ReLU())
+        self.to_tokens = nn.Linear(last, config.num_tokens * config.hidden_size)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

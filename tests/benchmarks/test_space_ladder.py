@@ -10,9 +10,11 @@ import torch
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.collate import lerobot_collate_fn
+from torch import Tensor
 
 import benchmarks.space.__main__ as space_ladder
 from benchmarks import processes
+from benchmarks.space import probe
 from benchmarks.space.arms import ARMS, RUNGS, STATE, no_depth, other_depth, plan, pose_in_state, rays
 from benchmarks.space.run import both, build
 from benchmarks.study.data import Demonstrations
@@ -94,6 +96,49 @@ def test_plan() -> None:
     assert len({run.name for run in runs}) == len(runs)
     assert {run.rung for run in runs} == set(RUNGS)
     assert {run.arm for run in runs} == set(ARMS)
+
+
+# --- where is a thing in the air? -------------------------------------------------------------------------
+
+
+def drawn(count: int = 8) -> dict[str, Tensor]:
+    """As `probe.pictures` gives them, of noise; every camera stands 2 m above a place and looks down."""
+    generator = torch.Generator().manual_seed(0)
+    place = torch.rand(count, 3, generator=generator, dtype=torch.float64)
+    pose = torch.tensor([1.0, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 0]).repeat(count, 1).view(count, 3, 4)
+    pose[..., 3] = place.float() + torch.tensor([0, 0, 2.0])
+    return {
+        "picture": torch.randint(0, 255, (count, 96, 96, 3), dtype=torch.uint8, generator=generator),
+        "depth": 500 + 1000 * torch.rand(count, 1, 96, 96, generator=generator),
+        "intrinsics": torch.tensor(INTRINSICS).expand(count, 4),
+        "pose": pose.view(count, 12),
+        "place": place,
+    }
+
+
+def test_errors_along_the_ray_and_across() -> None:
+    """3 cm below and 4 cm beside is 5 cm off."""
+    data = drawn()
+    found = data["place"].float() + torch.tensor([0.04, 0, -0.03])
+    assert probe.errors(found, data) == "5.0 | 3.0 | 4.0"
+
+
+@pytest.mark.parametrize("name", probe.ARMS)
+def test_what_each_finder_looks_at(name: str) -> None:
+    """Its answer hangs on the picture, and on depth where the arm has some; it is trained by a step."""
+    data = drawn()
+    pixels, points = probe.views(data, name)
+    assert pixels.shape == (8, 1, 3, 96, 96)
+    torch.manual_seed(0)
+    finder = probe.Finder(name)
+    probe.train(finder, pixels, points, torch.randn(8, 3), 3)
+    before = finder(pixels, points)
+    assert not torch.equal(finder(pixels.flip(-1), points), before)
+    assert torch.equal(finder(pixels, points.flip(-1)), before) == (name == "flat")
+    nearer = probe.views({**data, "depth": data["depth"] / 2}, name)[1]
+    assert torch.equal(nearer, points) == (name == "rays")
+    own = probe.views(data, "world")[1]
+    assert torch.equal(points, own) == (name not in ("rays", "other_depth"))
 
 
 @pytest.mark.slow
