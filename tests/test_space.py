@@ -16,6 +16,7 @@ from torch import Tensor
 from lerobot_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.inputs.depth_keys import depth_key, extrinsics_key, intrinsics_key
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+from lerobot_deepfusion.network.positions import build_positions
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from tests.checkpoints import write_llava
 from tests.llavas import enlarge
@@ -47,8 +48,11 @@ def chunk(policy: DeepFusionPolicy, batch: dict[str, Any]) -> Tensor:
 
 
 def test_begins_as_the_flat_policy(fusion: str) -> None:
-    """Loss, chunk and gradients to the bit, with a random shift of pictures and points."""
+    """Loss, chunk and gradients to the bit, with a random shift of pictures and points, where it goes on from one."""
     flat, space = (policy_of(config_of(frame, fusion=fusion, image_shift=0.1)) for frame in ("none", "camera"))
+    tiny = space.model.perception.config
+    assert not torch.equal(chunk(space, batch_of(space.config)), chunk(flat, batch_of(space.config)))  # from scratch
+    space.model.position_3d = build_positions(tiny, "camera", 1, flat=True)
     batch = batch_of(space.config)
     found = {}
     for policy in (flat, space):

@@ -58,7 +58,7 @@ class TinyPointsConfig(PreTrainedConfig):
 
 
 class TinyPointsModel(PreTrainedModel):
-    """Pictures with a point under each pixel -> tokens of each camera, which begin at zero."""
+    """Pictures with a point under each pixel -> tokens of each camera."""
 
     config_class = TinyPointsConfig
     main_input_name = "pixel_values"
@@ -89,9 +89,6 @@ class TinyPointsModel(PreTrainedModel):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear | nn.LayerNorm):
             module.reset_parameters()
-        if module is self.to_tokens:
-            for parameter in module.parameters():
-                nn.init.zeros_(parameter)
 
     def forward(self, pixel_values: Tensor, points: Tensor, **_: Any) -> BaseModelOutput:
         """

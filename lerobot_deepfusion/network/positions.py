@@ -111,9 +111,10 @@ class CloudPositions(nn.Module):
     Args:
         vlm_config: config of the tiny LLaVA.
         position_3d: as for `PatchPositions`. In the frame `world` the points of all cameras are one cloud.
+        flat: see `build_positions`.
     """
 
-    def __init__(self, vlm_config: PreTrainedConfig, position_3d: str) -> None:
+    def __init__(self, vlm_config: PreTrainedConfig, position_3d: str, flat: bool) -> None:
         super().__init__()
         config = TinyPointsConfig(
             num_tokens=vlm_config.vision_config.num_tokens,
@@ -122,6 +123,8 @@ class CloudPositions(nn.Module):
             centre=centre(position_3d),
         )
         self.tower = AutoModel.from_config(config)
+        if flat:
+            _zero(self.tower.to_tokens)
 
     def forward(self, points: Tensor, pixels: Tensor) -> Tensor:
         """Points [B, C, 4, size, size] and pictures [B, C, 3, size, size] -> [B * C, N, D] in float32."""
@@ -129,15 +132,25 @@ class CloudPositions(nn.Module):
             return self.tower(pixels.float(), points.float()).last_hidden_state.flatten(0, 1)
 
 
-def build_positions(vlm_config: PreTrainedConfig, position_3d: str, pooling: int) -> nn.Module | None:
+def build_positions(
+    vlm_config: PreTrainedConfig, position_3d: str, pooling: int, flat: bool = False
+) -> nn.Module | None:
     """The module for a LLaVA, or none for a policy that sees flat. The generator of random numbers stays as it is, so
     that one seed gives the same other weights and the same batches.
+
+    Args:
+        vlm_config: config of the whole LLaVA.
+        position_3d: `none`, `camera` or `world`.
+        pooling: see `Perception`.
+        flat: whether it adds nothing at the start, for weights that were trained without. To a pretrained LLaVA it
+            never does; with a tiny one from scratch there is nothing to keep, and zeros learn late
+            (docs/space.md).
     """
     if position_3d == "none":
         return None
     with torch.random.fork_rng(devices=[]):
         if isinstance(vlm_config.vision_config, TinyVisionConfig):
-            return CloudPositions(vlm_config, position_3d)
+            return CloudPositions(vlm_config, position_3d, flat)
         return PatchPositions(vlm_config, position_3d, pooling)
 
 

@@ -114,7 +114,7 @@ class StoredPolicy(PreTrainedPolicy):
         if not self.flat_weights or self.model.position_3d is None:
             return ()
         perception = self.model.perception
-        positions = build_positions(perception.config, self.config.position_3d, perception.pooling)
+        positions = build_positions(perception.config, self.config.position_3d, perception.pooling, flat=True)
         self.model.position_3d = positions
         return tuple(f"model.position_3d.{name}" for name, _ in positions.named_parameters()) if positions else ()
 

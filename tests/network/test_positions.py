@@ -122,6 +122,7 @@ def both_models(make: str, fusion: Any) -> tuple[DeepFusionModel, DeepFusionMode
         torch.manual_seed(3)
         models.append(DeepFusionModel(config, fusion, 1.0, "adarms", 4, 3, position_3d=frame))
         states.append(torch.get_rng_state())
+    models[1].position_3d = positions.build_positions(config, "world", 1, flat=True)
     assert torch.equal(*states)
     return models[0], models[1], config.vision_config.image_size
 
