@@ -30,7 +30,7 @@ COLUMNS = (
     *("cpu_minutes", "loss", "parameters", *results.WHERE),
 )
 EPISODES, NOISE, SIZE = 50, 0.1, 96
-SMOKE = [Run("push_wide", "world", steps=2)]
+SMOKE = [Run("push_fixed", "world", steps=2)]
 
 
 def record(out: Path, name: str, smoke: bool) -> None:

@@ -59,13 +59,13 @@ def test_calibration_outlives_the_data_set(calibrated: Path, moving: Path, caplo
 
 
 def test_flat_at_once(calibrated: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Depth is left aside, and that is said; the loss is that of a policy in space at its start."""
+    """Depth is left aside, and that is said; the loss is that of a policy in space which is too near to any point."""
     losses = []
-    for frame in ("none", "camera"):
+    for options in ({}, {"position_3d": "camera", "depth_range": (900.0, 1000.0)}, {"position_3d": "camera"}):
         torch.manual_seed(0)
         with caplog.at_level("INFO"):
-            losses.append(first_loss(load(calibrated), config(position_3d=frame)))
-    assert losses[0] == losses[1]
+            losses.append(first_loss(load(calibrated), config(**options)))
+    assert losses[0] == losses[1] != losses[2]
     assert caplog.text.count("takes nothing of ['observation.image_depth']") == 1
 
 
@@ -118,8 +118,11 @@ def test_by_lerobot_train(calibrated: Path, tmp_path: Path, capsys: pytest.Captu
     run("lerobot-train", *fresh, "--policy.position_3d=world", f"--output_dir={tmp_path}/space")
     space = tmp_path / "space/checkpoints/last/pretrained_model"
     run("lerobot-train", f"--config_path={space}/train_config.json", "--resume=true", "--steps=3")
-    policy = DeepFusionPolicy.from_pretrained(space)
-    assert policy.model.position_3d.convolution.weight.any()
+    first, policy = (
+        DeepFusionPolicy.from_pretrained(space.parents[1] / step / space.name) for step in ("000001", "last")
+    )
+    before, after = (found.model.position_3d.tower.to_tokens.weight for found in (first, policy))
+    assert not torch.equal(before, after)
     assert policy.config.camera_calibration[CAMERA]["pose"] == POSE
     main(["info", str(space)])
     assert "observation.image: 96 x 96 pixels, 8 tokens, depth in the frame of the robot" in capsys.readouterr().out
@@ -132,7 +135,7 @@ def test_by_lerobot_train(calibrated: Path, tmp_path: Path, capsys: pytest.Captu
     run("lerobot-train", *tune, "--steps=2", f"--output_dir={tmp_path}/tuned")
     tuned = DeepFusionPolicy.from_pretrained(tmp_path / "tuned/checkpoints/last/pretrained_model")
     assert tuned.config.depth_cameras == [CAMERA]
-    assert tuned.model.position_3d.convolution.weight.any()
+    assert tuned.model.position_3d.tower.to_tokens.weight.any()
     lora = [f"--policy.path={space}", *data, "--peft.method_type=LORA", "--peft.r=4", "--steps=2"]
     run("lerobot-train", *lora, f"--output_dir={tmp_path}/lora")
     adapters = tmp_path / "lora/checkpoints/last/pretrained_model"

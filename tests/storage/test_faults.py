@@ -69,12 +69,18 @@ def undisturbed(trainer: Trainer) -> tuple[Path, list[float]]:
 
 
 def recovered(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, list[str]]:
-    """Step of the checkpoint that `recover` found, what it said, and the arguments of the command that resumes."""
+    """Step of the checkpoint that `recover` found, what it said, and the arguments of the command that resumes, if
+    there is something left to do.
+    """
     main(["recover", str(out)])
     said = capsys.readouterr().out
+    step = int((out / "checkpoints/last").resolve().name)
+    if step == STEPS:
+        assert said.endswith("The run is finished\n")
+        return step, said, []
     program, *argv = shlex.split(said.split("Resume with ")[1])
     assert program == "lerobot-train"
-    return int((out / "checkpoints/last").resolve().name), said, argv
+    return step, said, argv
 
 
 # The end of the path that is being written when the kill comes, how much of that file is there by then, the step of
