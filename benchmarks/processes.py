@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import multiprocessing
 import os
@@ -19,6 +20,25 @@ ONE_THREAD = {
 # Importing LeRobot takes longer than some runs. It has not touched the simulator.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["lerobot.scripts.lerobot_eval", "lerobot_policy_deepfusion"])
+
+
+def read_options(about: str | None, results: Path) -> argparse.Namespace:
+    """Options of a study's command line, with `out` and `table` where they are to be.
+
+    Args:
+        about: the command's docstring.
+        results: its table in this repository, whose name that of the folder is, too.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=None, help="data, checkpoints and logs")
+    parser.add_argument("--lanes", type=int, default=2, help="runs at a time; one for each core")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
+    parser.add_argument("--smoke", action="store_true", help="tiny runs, results beside the data")
+    parser.add_argument("--report", action="store_true", help="run nothing; report what is there")
+    options = parser.parse_args()
+    options.out = options.out or Path("outputs") / f"{results.stem}{'_smoke' if options.smoke else ''}"
+    options.table = options.out / results.name if options.smoke else results
+    return options
 
 
 def get_ready() -> None:

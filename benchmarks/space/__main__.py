@@ -12,7 +12,6 @@ compared is in `benchmarks/space/arms.py`, what was found in docs/space.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -81,20 +80,12 @@ def ladder(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="data, checkpoints and logs")
-    parser.add_argument("--lanes", type=int, default=2, help="runs at a time; one for each core")
-    parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run, results beside the data")
-    parser.add_argument("--report", action="store_true", help="run nothing; print the tables")
-    args = parser.parse_args()
-    out = args.out or Path("outputs/space_ladder_smoke" if args.smoke else "outputs/space_ladder")
-    table = out / "space_ladder.csv" if args.smoke else RESULTS
+    args = processes.read_options(__doc__, RESULTS)
     failed = 0
     if not args.report:
         processes.get_ready()
-        failed = ladder(out, table, args.lanes, args.hours, args.smoke)
-    report.table(results.load(table))
+        failed = ladder(args.out, args.table, args.lanes, args.hours, args.smoke)
+    report.table(results.load(args.table))
     sys.exit(1 if failed else 0)
 
 

@@ -125,8 +125,9 @@ def errors(found: Tensor, data: dict[str, Tensor]) -> str:
 
 
 @torch.no_grad()
-def judge(finder: Finder, data: dict[str, Tensor], arm: str, mean: Tensor, spread: Tensor) -> str:
-    pixels, points = views(data, arm)
+def judge(
+    finder: Finder, data: dict[str, Tensor], pixels: Tensor, points: Tensor, mean: Tensor, spread: Tensor
+) -> str:
     parts = zip(pixels.split(100), points.split(100), strict=True)
     return errors(torch.cat([finder(*part) for part in parts]) * spread + mean, data)
 
@@ -150,11 +151,12 @@ def main() -> None:
     print(f"| blind: the mean place | | | | | {blind} | |", flush=True)
     for arm in args.arms.split(","):
         pixels, points = views(known, arm)
+        judges = [(data, *views(data, arm)) for data in (judged, beyond)]
         for seed in range(args.seeds):
             torch.manual_seed(seed)
             finder = Finder(arm)
             seconds = train(finder, pixels, points, (places - mean) / spread, args.steps)
-            told = " | ".join(judge(finder, data, arm, mean, spread) for data in (judged, beyond))
+            told = " | ".join(judge(finder, *given, mean, spread) for given in judges)
             print(f"| {ARMS[arm]} | {seed} | {told} | {1e3 * seconds:.0f} |", flush=True)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
 from ..report import machine
 from ..rollouts import successes
-from ..study.arms import COMMON
+from ..study import arms as study
 from ..study.data import Demonstrations
 from ..study.results import WHERE, write
-from ..study.run import BATCH, FIRST_ENVIRONMENT, schedule
+from ..study.run import FIRST_ENVIRONMENT, train
 from .arms import ARMS, RUNGS, STATE, STEPS, Arm, Change, Run
 
 
@@ -40,7 +39,7 @@ def build(arm: Arm, data: Demonstrations) -> tuple[DeepFusionPolicy, Any, Any]:
         state = arm.change(data.columns)[STATE].numpy()
         features[STATE] = {**features[STATE], "shape": state.shape[1:], "names": None}
         stats[STATE] = get_feature_stats(state, axis=0, keepdims=False)
-    options = {**COMMON, "max_state_dim": 16, "tokenizer_max_length": 32, "vlm_path": "tiny"}
+    options = {**study.COMMON, "max_state_dim": 16, "tokenizer_max_length": 32, "vlm_path": "tiny"}
     config = make_policy_config("deepfusion", **options, position_3d=arm.position_3d)
     kinds = dataset_to_policy_features(features)
     config.input_features = {key: feature for key, feature in kinds.items() if key != "action"}
@@ -54,32 +53,6 @@ def build(arm: Arm, data: Demonstrations) -> tuple[DeepFusionPolicy, Any, Any]:
 
 def _nothing(tower: nn.Module, inputs: Any, output: Any) -> BaseModelOutput:
     return BaseModelOutput(last_hidden_state=torch.zeros_like(output.last_hidden_state))
-
-
-def train(policy: DeepFusionPolicy, before: Any, data: Demonstrations, run: Run) -> dict[str, float]:
-    """Train for the steps of `run` with LeRobot's optimizer for the policy, warmup, then a cosine to zero.
-
-    Returns:
-        `cpu_minutes` of this process, and `loss`, the mean of the last hundred steps.
-    """
-    preset = policy.config.get_optimizer_preset()
-    optimizer = preset.build(policy.get_optim_params())
-    batches, change = data.epochs(BATCH, run.seed), ARMS[run.arm].change
-    losses: list[float] = []
-    policy.train()
-    start = time.process_time()
-    for step in range(run.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = preset.lr * schedule(step / run.steps)
-        batch = data.batch(next(batches), policy.config)
-        loss, _ = policy.forward(before(batch if change is None else change(batch)))
-        loss.backward()
-        nn.utils.clip_grad_norm_(policy.parameters(), preset.grad_clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    minutes = (time.process_time() - start) / 60
-    return {"cpu_minutes": round(minutes, 3), "loss": round(sum(losses[-100:]) / len(losses[-100:]), 5)}
 
 
 def both(first: Change | None, second: Change | None) -> Change | None:
@@ -99,8 +72,10 @@ def execute(run: Run, out: Path, episodes: int) -> list[dict[str, Any]]:
     data = Demonstrations(out / "data" / run.rung)
     torch.manual_seed(run.seed)
     policy, before, after = build(arm, data)
-    about: dict[str, Any] = {"run": run.name, "rung": run.rung, "arm": run.arm, "seed": run.seed, "steps": run.steps}
-    about |= {"parameters": sum(p.numel() for p in policy.parameters())} | train(policy, before, data, run)
+    about: dict[str, Any] = {"run": run.name, "rung": run.rung, "arm": run.arm, "seed": run.seed}
+    about |= {"parameters": sum(p.numel() for p in policy.parameters())}
+    change = both(arm.change, before)
+    about |= train(policy, change, data, study.Run(run.rung, run.arm, 0, run.seed, given_steps=run.steps))
     print(about, flush=True)
     for part in (policy, before, after):
         part.save_pretrained(out / "checkpoints" / run.name)

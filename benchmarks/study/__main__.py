@@ -12,7 +12,6 @@ compared is in `benchmarks/study/arms.py`, what was found in docs/study.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -95,22 +94,14 @@ def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="data, checkpoints and logs")
-    parser.add_argument("--lanes", type=int, default=2, help="runs at a time; one for each core")
-    parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
-    parser.add_argument("--smoke", action="store_true", help="tiny runs, results beside the data")
-    parser.add_argument("--report", action="store_true", help="run nothing; print the tables and draw the plots")
-    args = parser.parse_args()
-    out = args.out or Path("outputs/fusion_study_smoke" if args.smoke else "outputs/fusion_study")
-    table = out / "fusion_study.csv" if args.smoke else RESULTS
+    args = processes.read_options(__doc__, RESULTS)
     failed = 0
     if not args.report:
         processes.get_ready()
-        failed = study(out, table, args.lanes, args.hours, args.smoke)
-    rows = results.load(table)
+        failed = study(args.out, args.table, args.lanes, args.hours, args.smoke)
+    rows = results.load(args.table)
     report.tables(rows)
-    report.plots(rows, out if args.smoke else ROOT / "docs" / "images")
+    report.plots(rows, args.out if args.smoke else ROOT / "docs" / "images")
     sys.exit(1 if failed else 0)
 
 

@@ -94,7 +94,7 @@ def stepper(
 
     def step() -> float:
         batch = before(data.batch(next(batches), policy.config))
-        loss, _ = policy.forward(hide_state(batch) if ARMS[run.arm].peer else batch)
+        loss, _ = policy.forward(hide_state(batch) if policy.name != "deepfusion" else batch)
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), preset.grad_clip_norm)
         optimizer.step()

@@ -37,10 +37,6 @@ def read_json(source: str) -> dict[str, Any]:
     """
     if source in CONFIGS:
         return CONFIGS[source]
-    if source.endswith((".yaml", ".yml", ".json")):
-        raise ValueError(
-            f"{source}: there is no such file; `deepfusion config` lists the train configs that come along"
-        )
     try:
         path = Path(source) / "config.json" if Path(source).is_dir() else hf_hub_download(source, "config.json")
         return json.loads(Path(path).read_text())
@@ -70,6 +66,10 @@ def read_policy(source: str, overrides: dict[str, Any]) -> tuple[DeepFusionConfi
         if not isinstance(rest, dict) or not isinstance(rest.get("policy"), dict):
             raise ValueError(f"{source}: a train config has a `policy:` block, and this file has none")
         fields = dict(rest["policy"])
+    elif source.endswith((".yaml", ".yml", ".json")) and not Path(source).is_dir():
+        raise ValueError(
+            f"{source}: there is no such file; `deepfusion config` lists the train configs that come along"
+        )
     else:
         fields = dict(read_json(source))
         if fields.get("model_type") in LLAVA_MODEL_TYPES:

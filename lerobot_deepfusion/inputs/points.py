@@ -51,6 +51,17 @@ def to_base(points: Tensor, pose: Tensor) -> Tensor:
     return torch.cat([torch.einsum("bij,bjhw->bihw", turn, places) + place[..., None] * share, share], dim=1)
 
 
+def points_of(config: Any, batch: Mapping[str, Any], camera: str) -> tuple[Tensor, Tensor | None]:
+    """A camera's points [B, 4, height, width] in the frame of `config.position_3d`, and its pose [B, 12] if that is
+    the robot's.
+    """
+    # Integers of 16 bits, as robots send them, can neither be compared nor resized.
+    metres = batch[depth_key(camera)].float() / MILLIMETRES
+    intrinsics, pose = calibration_of(config, batch, camera, len(metres), metres.device)
+    points = back_project(metres, intrinsics, *config.depth_range)
+    return points if pose is None else to_base(points, pose), pose
+
+
 def letterbox_points(points: Tensor, size: int) -> Tensor:
     """What `letterbox` does to a picture: sums over the pixels that become one, and no points in the bars.
 
@@ -76,7 +87,6 @@ def stack_points(config: Any, batch: Mapping[str, Any], size: int) -> Tensor | N
     """
     if config.position_3d == "none":
         return None
-    near, far = config.depth_range
     slots: list[Tensor | None] = []
     for camera in config.cameras:
         if camera not in config.depth_cameras or camera not in batch:
@@ -88,11 +98,7 @@ def stack_points(config: Any, batch: Mapping[str, Any], size: int) -> Tensor | N
                 f"{depth_key(camera)} is not in the batch, and the policy was built to see it. Its camera must give "
                 "depth (use_depth), or train without: --policy.position_3d=none"
             )
-        # Integers of 16 bits, as robots send them, can neither be compared nor resized.
-        metres = depth.float() / MILLIMETRES
-        intrinsics, pose = calibration_of(config, batch, camera, len(metres), metres.device)
-        points = letterbox_points(back_project(metres, intrinsics, near, far), size)
-        points = points if pose is None else to_base(points, pose)
+        points = letterbox_points(points_of(config, batch, camera)[0], size)
         # A sample that lacks the camera has no such points in its cloud.
         present = batch.get(f"{camera}_padding_mask")
         slots.append(points if present is None else points * present.to(points).view(-1, 1, 1, 1))

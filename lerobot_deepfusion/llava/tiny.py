@@ -10,6 +10,8 @@ demonstrations, had learned nothing from the picture after as many steps as this
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -55,7 +57,32 @@ class TinyVisionConfig(PreTrainedConfig):
         self.num_hidden_layers = num_hidden_layers
 
 
-class TinyVisionModel(PreTrainedModel):
+def halving_convolutions(channels: Sequence[int]) -> nn.Sequential:
+    """[B, 3, side, side] -> [B, last of `channels`, ...]; each convolution halves the picture."""
+    layers: list[nn.Module] = []
+    for index, (previous, width) in enumerate(pairwise([3, *channels])):
+        kernel = 3 if index else 5
+        layers += [nn.Conv2d(previous, width, kernel, stride=2, padding=kernel // 2), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
+def halved(side: int, times: int) -> int:
+    """What is left of a side, pixels."""
+    return -(-side // 2**times)
+
+
+class TinyTower(PreTrainedModel):
+    """First values of the tiny LLaVA's towers."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Linear | nn.LayerNorm):
+            module.reset_parameters()
+
+
+class TinyVisionModel(TinyTower):
     """Strided convolutions, flattened and mapped to a few tokens: [B, 3, size, size] -> [B, tokens, width].
 
     Every token sees the whole picture through weights of its own for each place, so where something is can be
@@ -68,23 +95,11 @@ class TinyVisionModel(PreTrainedModel):
 
     def __init__(self, config: TinyVisionConfig) -> None:
         super().__init__(config)
-        layers: list[nn.Module] = []
-        previous, side = 3, config.image_size
-        for index, width in enumerate(config.channels):
-            kernel = 3 if index else 5
-            layers += [nn.Conv2d(previous, width, kernel, stride=2, padding=kernel // 2), nn.GELU()]
-            previous, side = width, (side + 1) // 2
-        self.convolutions = nn.Sequential(*layers)
-        self.norm = nn.LayerNorm(previous * side**2)
-        self.to_tokens = nn.Linear(previous * side**2, config.num_tokens * config.hidden_size)
+        self.convolutions = halving_convolutions(config.channels)
+        size = config.channels[-1] * halved(config.image_size, len(config.channels)) ** 2
+        self.norm = nn.LayerNorm(size)
+        self.to_tokens = nn.Linear(size, config.num_tokens * config.hidden_size)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif isinstance(module, nn.Linear | nn.LayerNorm):
-            module.reset_parameters()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """Pictures [B, 3, size, size]."""

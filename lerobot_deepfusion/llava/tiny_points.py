@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-LEAST_SHARE = 0.25  # of the pixels of a point's piece that have to have depth
+from .tiny import TinyTower, halved, halving_convolutions
+
+LEAST_SHARE = 0.25  # of a square's pixels that have to have a point; fewer points are none
 LOWEST = -1e4  # a feature of what is no point
 
 
@@ -57,7 +59,23 @@ class TinyPointsConfig(PreTrainedConfig):
         self.scale = scale
 
 
-class TinyPointsModel(PreTrainedModel):
+def mean_points(points: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Mean point of each of `cells` x `cells` squares of a picture, over the pixels that have one.
+
+    Args:
+        points: [M, 4, size, size]; x, y, z in metres and 1, or four zeros, or means of such.
+        cells: in a row.
+
+    Returns:
+        [M, 3, cells, cells] in metres, and the share of pixels with a point [M, 1, cells, cells]; both zero where
+        that is less than `LEAST_SHARE`.
+    """
+    sums, share = F.adaptive_avg_pool2d(points, cells).split((3, 1), dim=1)
+    share = share * (share >= LEAST_SHARE)
+    return sums / share.clamp(min=LEAST_SHARE) * (share > 0), share
+
+
+class TinyPointsModel(TinyTower):
     """Pictures with a point under each pixel -> tokens of each camera."""
 
     config_class = TinyPointsConfig
@@ -65,30 +83,17 @@ class TinyPointsModel(PreTrainedModel):
 
     def __init__(self, config: TinyPointsConfig) -> None:
         super().__init__(config)
-        pieces: list[nn.Module] = []
-        previous = 3
-        for index, width in enumerate(config.channels):
-            kernel = 3 if index else 5
-            pieces += [nn.Conv2d(previous, width, kernel, stride=2, padding=kernel // 2), nn.GELU()]
-            previous = width
-        self.pieces = nn.Sequential(*pieces)
+        self.pieces = halving_convolutions(config.channels)
         layers: list[nn.Module] = []
-        previous += 3
+        previous = config.channels[-1] + 3
         *inner, last = config.widths
         for width in inner:
             layers += [nn.Linear(previous, width), nn.LayerNorm(width), nn.ReLU()]
             previous = width
-        # No norm before the largest is taken: it costs as much as a layer, and a place was found as well without.
+        # No norm before the largest is taken: in a trial of one seed a place was found as well without.
         self.each = nn.Sequential(*layers, nn.Linear(previous, last), nn.ReLU())
         self.to_tokens = nn.Linear(last, config.num_tokens * config.hidden_size)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif isinstance(module, nn.Linear | nn.LayerNorm):
-            module.reset_parameters()
 
     def forward(self, pixel_values: Tensor, points: Tensor, **_: Any) -> BaseModelOutput:
         """
@@ -113,13 +118,10 @@ class TinyPointsModel(PreTrainedModel):
 
     def _places(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Each piece's mean point, scaled, [B * C, 3, side, side], and whether it has one, [B * C, 1, side, side]."""
-        side = points.shape[-1]
-        for _ in self.config.channels:
-            side = (side + 1) // 2
-        sums, share = F.adaptive_avg_pool2d(points, side).split((3, 1), dim=1)
-        there = share >= LEAST_SHARE
-        centre = sums.new_tensor(self.config.centre).view(3, 1, 1)
-        return (sums / share.clamp(min=LEAST_SHARE) - centre) * self.config.scale * there, there
+        mean, share = mean_points(points, halved(points.shape[-1], len(self.config.channels)))
+        there = share > 0
+        centre = mean.new_tensor(self.config.centre).view(3, 1, 1)
+        return (mean - centre) * self.config.scale * there, there
 
 
 AutoConfig.register(TinyPointsConfig.model_type, TinyPointsConfig)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from ..inputs.calibration import adopt_calibration, calibration_of
+from ..inputs.calibration import adopt_calibration
 from ..inputs.depth_checks import check_depth_shape, check_depth_unit
-from ..inputs.depth_keys import depth_key
-from ..inputs.points import MILLIMETRES, back_project, to_base
+from ..inputs.depth_keys import depth_key, extrinsics_key
+from ..inputs.points import MILLIMETRES, points_of
 
 LAYER = 0.01  # metres: heights in it count as one
 
@@ -76,39 +76,33 @@ def see(
     data = LeRobotDataset(repo_id, root=root, episodes=[episode])
     if frames[0] >= len(data):
         raise ValueError(f"--frame={frames[0]}: episode {episode} has the frames 0 to {len(data) - 1}")
-    config = SimpleNamespace(depth_cameras=cameras_with_depth(data.meta.features), camera_calibration=calibration)
-    config.position_3d = "world"
-    try:
-        config.camera_calibration = adopt_calibration(config, data.meta.features)
-    except ValueError as error:
-        if "no pose" not in str(error):
-            raise
-        config.position_3d = "camera"
-        config.camera_calibration = adopt_calibration(config, data.meta.features)
+    features = data.meta.features
+    config = SimpleNamespace(depth_cameras=cameras_with_depth(features), camera_calibration=calibration)
+    config.position_3d, config.depth_range = "camera", depth_range
+    config.camera_calibration = known = adopt_calibration(config, features) or {}
+    if all("pose" in known.get(camera, {}) or extrinsics_key(camera) in features for camera in config.depth_cameras):
+        config.position_3d = "world"
     return [
-        [_seen(config, data[frame], camera, depth_range) for camera in config.depth_cameras]
+        [_seen(config, data[frame], camera) for camera in config.depth_cameras]
         for frame in frames
         if frame < len(data)
     ]
 
 
-def _seen(config: Any, row: dict[str, Any], camera: str, depth_range: tuple[float, float]) -> Seen:
+def _seen(config: Any, row: dict[str, Any], camera: str) -> Seen:
     batch = {key: value[None] for key, value in row.items() if isinstance(value, torch.Tensor)}
     check_depth_shape(camera, batch)
     check_depth_unit(depth_key(camera), batch[depth_key(camera)])
-    metres = batch[depth_key(camera)].float() / MILLIMETRES
-    intrinsics, pose = calibration_of(config, batch, camera, 1, metres.device)
-    points = back_project(metres, intrinsics, *depth_range)
+    points, pose = points_of(config, batch, camera)
     there = points[0, 3] > 0
-    placed = points if pose is None else to_base(points, pose)
     height, width = there.shape
     picture = batch[camera]
     under = torch.nn.functional.interpolate(picture, (height, width), mode="nearest-exact")[0]
     return Seen(
         camera,
         picture[0].permute(1, 2, 0).numpy(),
-        torch.where(there, metres[0, 0], torch.nan).numpy(),
-        placed[0, :3, there].T.numpy(),
+        torch.where(there, batch[depth_key(camera)][0, 0] / MILLIMETRES, torch.nan).numpy(),
+        points[0, :3, there].T.numpy(),
         under[:, there].T.numpy(),
         None if pose is None else pose.view(3, 4).numpy(),
     )

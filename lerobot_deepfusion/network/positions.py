@@ -20,14 +20,13 @@ from transformers.models.auto.modeling_auto import AutoModel
 
 from ..llava.geometry import patches_in_a_row, tokens_nowhere
 from ..llava.tiny import TinyVisionConfig
-from ..llava.tiny_points import TinyPointsConfig
+from ..llava.tiny_points import TinyPointsConfig, mean_points
 
 POSITIONS = ("none", "camera", "world")
 CELLS = 2  # in a row and a column of each token
 OCTAVES = 8
 LONGEST = 4.0  # metres; the shortest wavelength is then 31 mm, and finer ones alias inside a patch
 HIDDEN = 256
-LEAST_SHARE = 0.25  # of a cell's pixels; fewer points are none
 
 
 def centre(position_3d: str) -> tuple[float, float, float]:
@@ -36,22 +35,15 @@ def centre(position_3d: str) -> tuple[float, float, float]:
 
 
 def cell_means(points: Tensor, patches: int, patch_size: int, cells: int) -> tuple[Tensor, Tensor]:
-    """Mean point of the square cells of a picture, over the pixels that have one.
+    """`mean_points` of what a tower of patches sees.
 
     Args:
-        points: [M, 4, size, size]; x, y, z in metres and 1, or four zeros where there is no point, or means of such.
-        patches: of the vision tower, in a row; what lies beyond them is cut off, as its convolution does.
+        points: [M, 4, size, size].
+        patches: in a row; what lies beyond them is cut off, as its convolution does.
         patch_size: in pixels.
         cells: in a row of the picture.
-
-    Returns:
-        [M, 3, cells, cells] in metres, and the share of pixels with a point [M, 1, cells, cells]; both zero where
-        that is less than `LEAST_SHARE`.
     """
-    seen = points[..., : patches * patch_size, : patches * patch_size]
-    sums, share = F.adaptive_avg_pool2d(seen, cells).split((3, 1), dim=1)
-    share = share * (share >= LEAST_SHARE)
-    return sums / share.clamp(min=LEAST_SHARE) * (share > 0), share
+    return mean_points(points[..., : patches * patch_size, : patches * patch_size], cells)
 
 
 def sine_features(places: Tensor) -> Tensor:

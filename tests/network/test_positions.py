@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lerobot_deepfusion.llava.tiny import tiny_llava_config
+from lerobot_deepfusion.llava.tiny_points import LEAST_SHARE
 from lerobot_deepfusion.network import positions
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
 from lerobot_deepfusion.network.positions import PatchPositions, cell_means, sine_features
@@ -38,7 +39,7 @@ def cells_by_loops(points: Tensor, patches: int, patch_size: int, cells: int) ->
                     for x in range(column * side, (column + 1) * side)
                     if points[item, 3, y, x]
                 ]
-                if len(seen) >= positions.LEAST_SHARE * side**2:
+                if len(seen) >= LEAST_SHARE * side**2:
                     mean[item, :, row, column] = torch.stack(seen).mean(0)
                     share[item, 0, row, column] = len(seen) / side**2
     return mean, share
