@@ -64,10 +64,16 @@ class DeepFusionConfig(PreTrainedConfig):
     max_state_dim: int = 32
     max_action_dim: int = 32
 
-    # Euler steps from noise to actions.
+    # What the expert learns to answer: `flow` a velocity, integrated when acting; `two_step` that at two times, asked
+    # twice when acting and without noise; `drift` the chunk itself, asked once. See docs/objectives.md.
+    objective: str = "flow"
+    # Euler steps from noise to actions, of `objective=flow`.
     num_inference_steps: int = 10
-    # (noise, time) pairs that share one VLM pass in training.
+    # (noise, time) pairs that share one VLM pass in training; `two_step` needs an even number, `drift` two or more.
     num_flow_samples: int = 1
+    # Of each training chunk up to so many first actions are given, and the others learn to continue them: a policy
+    # that real-time chunking gives what the robot executes meanwhile, in place of guiding it. 0 turns it off.
+    rtc_training_max_delay: int = 0
     # Training times are drawn from Beta(alpha, beta) * scale + offset.
     time_sampling_beta_alpha: float = 1.5
     time_sampling_beta_beta: float = 1.0
@@ -85,6 +91,9 @@ class DeepFusionConfig(PreTrainedConfig):
     position_3d: str = "none"
     # Intrinsics and pose by camera; see `inputs.calibration`. Filled from the data set.
     camera_calibration: dict[str, Any] | None = None
+    # Middle of the space in which things are, in that frame, metres. Filled when training starts: a metre before the
+    # cameras, on average over the data set where they move. A few decimetres off do no harm.
+    workspace_center: tuple[float, float, float] | None = None
     # Nearest and farthest distance, in metres, that counts as measured.
     depth_range: tuple[float, float] = (0.02, 5.0)
     # Training images are shifted by up to this share of their size in each direction; 0 turns it off.

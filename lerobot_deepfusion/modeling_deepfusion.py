@@ -19,6 +19,7 @@ from .configuration_deepfusion import DeepFusionConfig
 from .cost.report import describe
 from .inputs.batch_checks import check_chunk
 from .inputs.batch_shapes import fit_noise, fit_observation, fit_targets
+from .inputs.calibration import before_the_cameras
 from .inputs.cameras import absent_cameras, stack_cameras
 from .inputs.dataset_checks import check_dataset
 from .inputs.dataset_facts import DatasetFacts
@@ -30,9 +31,10 @@ from .llava.empty_weights import empty_weights, fill_empty
 from .llava.geometry import context_window
 from .llava.reader import check_vlm_config, read_tokenizer, read_vlm_config
 from .llava.tiny import TINY
-from .network.flow import euler_times, flow_error, interpolate
 from .network.fusion import VlmStates
+from .network.given import Given, draw_mask, left_over
 from .network.lockstep import build_model, frozen_modules
+from .network.objective import ask, evaluation_times, few_step_chunk, losses, training_times
 from .storage.checkpoint_place import has_shards
 from .storage.policy_files import StoredPolicy
 from .storage.trained_settings import BuiltSettings, adopt_names
@@ -69,6 +71,9 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         meta = kwargs.get("dataset_meta")
         if meta is not None:
             adopt_names(config, meta)
+            config.workspace_center = config.workspace_center or before_the_cameras(
+                config, getattr(meta, "stats", None)
+            )
             check_dataset(config, meta)
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
@@ -163,12 +168,15 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
     # --- training -----------------------------------------------------------------------------------------
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
-        """Flow-matching loss of a batch.
+        """Loss of a batch, by `config.objective`.
 
         Args:
             batch: pre-processed; `action` [B, T, A], `action_is_pad` bool [B, T].
             reduction: `none` for one loss a sample, the mean over its valid actions, [B]; `mean` for the mean of
                 those, which several processes with a part of the batch each get too, however much is padding.
+
+        Returns:
+            The loss, and what else is to be watched.
 
         Raises:
             ValueError: for another reduction.
@@ -180,28 +188,40 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         if self.training:
             self._settle_cameras(batch)
         batch = fit_observation(config, batch)
-        action, counts = fit_targets(config, batch)
-        size, samples = action.shape[0], config.num_flow_samples
-        noise = sample_noise((size, samples, *action.shape[1:]), action.device)
-        time = sample_time_beta(
+        action, valid = fit_targets(config, batch)
+        noise = sample_noise((len(action), config.num_flow_samples, *action.shape[1:]), action.device)
+        time = self._training_times(*noise.shape[:2], action.device)
+        noisy, velocity = ask(config.objective, action, noise, time)
+        state = batch[OBS_STATE]
+        if self.training and config.state_dropout:
+            # Zero is the mean state, since states are normalised.
+            state = state * (torch.rand(len(state), 1, device=state.device) >= config.state_dropout)
+        given = None
+        with autocast(action.device, config.dtype):
+            if config.rtc_training_max_delay:
+                given = self._given(draw_mask(action, config.rtc_training_max_delay), action)
+                valid = valid & ~given.mask
+            answer = self.model.denoise(self._observe(batch), state, noisy, self.model.embed_time(time), given)
+        each, watched = losses(config.objective, answer, velocity, action, valid)
+        return (each if reduction == "none" else each.mean()), watched
+
+    def _training_times(self, size: int, samples: int, device: torch.device) -> Tensor:
+        """Flow times [B, K]."""
+        config = self.config
+        times = training_times(config.objective, samples)
+        if times is not None:
+            return times.to(device).expand(size, -1)
+        return sample_time_beta(
             size * samples,
-            action.device,
+            device,
             alpha=config.time_sampling_beta_alpha,
             beta=config.time_sampling_beta_beta,
             scale=config.time_sampling_scale,
             offset=config.time_sampling_offset,
         ).view(size, samples)
-        noisy, target = interpolate(action, noise, time)
-        state = batch[OBS_STATE]
-        if self.training and config.state_dropout:
-            # Zero is the mean state, since states are normalised.
-            state = state * (torch.rand(size, 1, device=state.device) >= config.state_dropout)
-        with autocast(action.device, config.dtype):
-            velocity = self.model.denoise(self._observe(batch), state, noisy, self.model.embed_time(time))
-        error = flow_error(velocity.float(), target)
-        valid = counts.to(error.dtype)
-        losses = (error * valid).sum(1) / valid.sum(1).clamp(min=1)
-        return (losses if reduction == "none" else losses.mean()), {}
+
+    def _given(self, mask: Tensor, actions: Tensor) -> Given:
+        return Given(mask, actions, self.model.embed_time(torch.zeros(1, 1, device=actions.device)))
 
     def _settle_cameras(self, batch: dict[str, Tensor]) -> None:
         """A base's cameras that the data set lacks: LeRobot tells the policy neither their names nor the rename map,
@@ -221,6 +241,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
 
     def reset(self) -> None:
         """Forget the actions still queued; to be called when an episode starts."""
+        self._told_delay = False
         self._action_queue: deque[Tensor] = deque()
         self._queued_steps = self.config.n_action_steps
 
@@ -228,7 +249,12 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         return True
 
     def init_rtc_processor(self) -> None:
-        """Read `config.rtc_config` again; LeRobot's rollout sets it after the policy is built."""
+        """Read `config.rtc_config` again; LeRobot's rollout sets it after the policy is built.
+
+        Raises:
+            ValueError: for a policy that has no flow to guide.
+        """
+        self.config.check_run_time()
         rtc = self.config.rtc_config
         self.rtc_processor = None if rtc is None else RTCProcessor(rtc)
 
@@ -238,8 +264,10 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
 
         Args:
             batch: pre-processed.
-            noise: where the flow starts, [B, T, A]; drawn if not given.
-            rtc: `inference_delay`, `prev_chunk_left_over` and `execution_horizon` of real-time chunking.
+            noise: where the flow starts, [B, T, A]; drawn if not given. `two_step` has no use for it.
+            rtc: `inference_delay`, `prev_chunk_left_over` and `execution_horizon` of real-time chunking. A policy that
+                was trained for it (`rtc_training_max_delay`) goes on from the actions that will be executed meanwhile,
+                another one's flow is guided towards them.
         """
         self.eval()
         config = self._current_config()
@@ -248,24 +276,42 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
         noise = sample_noise(shape, state.device) if noise is None else fit_noise(noise, shape)
         with autocast(state.device, config.dtype):
+            given = self._given_by_rtc(shape, state.device, rtc)
             states = self.model.project_contexts(self._observe(batch))
             # The schedule is known: one pass of the time branch serves all steps.
-            times = self.model.embed_time(euler_times(config.num_inference_steps, state.device))
-            schedule = iter(times.split(1, dim=2))
+            times = evaluation_times(config.objective, config.num_inference_steps, state.device)
+            schedule = iter(self.model.embed_time(times).split(1, dim=2))
 
             @torch.no_grad()  # real-time chunking turns gradients on and has no use for ours
-            def velocity(noisy: Tensor, _: Tensor) -> Tensor:
-                return self._denoise(states, state, noisy[:, None], next(schedule))[:, 0].float()
+            def answer(noisy: Tensor, _: Tensor | None = None) -> Tensor:
+                return self._denoise(states, state, noisy[:, None], next(schedule), given)[:, 0].float()
 
-            chunk = euler_integrate(
-                velocity,
-                noise,
-                config.num_inference_steps,
-                rtc_processor=self.rtc_processor,
-                rtc_enabled=self._rtc_enabled(),
-                **rtc,
-            )
+            if config.objective == "flow":
+                guided = self._rtc_enabled() and given is None
+                processor = self.rtc_processor if guided or given is None else None
+                chunk = euler_integrate(
+                    answer, noise, times.shape[1], rtc_processor=processor, rtc_enabled=guided, **rtc
+                )
+            else:
+                chunk = few_step_chunk(config.objective, answer, noise)
+            chunk = chunk if given is None else given.put(chunk[:, None])[:, 0]
         return check_chunk(chunk)
+
+    def _given_by_rtc(self, shape: tuple[int, int, int], device: torch.device, rtc: dict[str, Any]) -> Given | None:
+        """What a policy that was trained for real-time chunking goes on from."""
+        most = self.config.rtc_training_max_delay
+        if not (most and self._rtc_enabled()):
+            return None
+        delay = rtc.get("inference_delay") or 0
+        if delay > most and not self._told_delay:
+            self._told_delay = True
+            logger.warning(
+                f"real-time chunking expects a delay of {delay} actions and the policy learned to go on from up to "
+                f"{most} (policy.rtc_training_max_delay): the seam to the next chunk may jump. Train with more, or "
+                "make inference faster"
+            )
+        mask, actions = left_over(rtc.get("prev_chunk_left_over"), min(delay, most), shape)
+        return self._given(mask.to(device), actions.to(device))
 
     def _current_config(self) -> DeepFusionConfig:
         """The config, whose run-time settings count from now on.

@@ -59,12 +59,12 @@ def test_padded_actions_do_not_count() -> None:
     # masked. So the comparison is of the loss at equal inputs.
     seen = []
     original = policy.model.denoise
-    policy.model.denoise = lambda states, state, noisy, time: (
-        seen.append(noisy) or original(states, state, noisy, time)
+    policy.model.denoise = lambda states, state, noisy, time, given: (
+        seen.append(noisy) or original(states, state, noisy, time, given)
     )
     losses = loss(policy, batch, reduction="none")
     assert torch.isfinite(losses).all()
-    policy.model.denoise = lambda states, state, noisy, time: original(states, state, seen[0], time)
+    policy.model.denoise = lambda states, state, noisy, time, given: original(states, state, seen[0], time, given)
     changed = {**batch, "action": target}
     after = loss(policy, changed)
     after.backward()

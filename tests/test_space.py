@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lerobot_deepfusion import DeepFusionConfig
+from lerobot_deepfusion.inputs.calibration import before_the_cameras
 from lerobot_deepfusion.inputs.depth_keys import depth_key, extrinsics_key, intrinsics_key
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.network.positions import build_positions
@@ -45,6 +46,38 @@ def policy_of(config: DeepFusionConfig, learned: bool = False) -> DeepFusionPoli
 
 def chunk(policy: DeepFusionPolicy, batch: dict[str, Any]) -> Tensor:
     return policy.predict_action_chunk(batch, noise=torch.ones(3, policy.config.chunk_size, 3))
+
+
+def test_middle_of_the_workspace() -> None:
+    """A metre before the cameras with depth: of the calibration, or of the mean of poses that each frame has, which
+    count first. In a camera's own frame it is known.
+    """
+    fixed = config_of()
+    assert before_the_cameras(fixed, None) == (0.1, 0.2, -0.1)  # at 0.9 m, looking down
+    moving = {extrinsics_key(TOP): {"mean": [1.0, 0, 0, 0.5, 0, 1, 0, 0.25, 0, 0, 1, 0]}}
+    assert before_the_cameras(fixed, moving) == (0.5, 0.25, 1.0)
+    assert before_the_cameras(config_of("camera"), moving) is None
+    assert before_the_cameras(config_of(camera_calibration={TOP: {"intrinsics": INTRINSICS}}), None) is None
+
+
+@pytest.mark.parametrize("center", [(0.0, 0.0), (0.0, 0.0, 600.0), (float("nan"), 0.0, 0.0)])
+def test_a_centre_that_is_none(center: Any) -> None:
+    with pytest.raises(ValueError, match="policy.workspace_center=.*expected x, y and z in metres"):
+        config_of(workspace_center=center)
+
+
+def test_the_centre_is_the_checkpoint_s(tmp_path: Path) -> None:
+    """Cameras that were moved since training change where they are, and not where the weights count from."""
+    policy = policy_of(config_of(workspace_center=(0.1, 0.2, -0.1)))
+    policy.save_pretrained(tmp_path)
+    moved = {TOP: {"intrinsics": INTRINSICS, "pose": [*POSE[:3], 0.4, *POSE[4:]]}}
+    config = config_of(camera_calibration=moved, workspace_center=(0.1, 0.2, -0.1))
+    again = DeepFusionPolicy.from_pretrained(tmp_path, config=config)
+    tower: Any = again.model.position_3d
+    assert tower.tower.config.centre == [0.1, 0.2, -0.1]
+    other = config_of(workspace_center=(0.5, 0.2, -0.1))
+    with pytest.raises(ValueError, match=r"workspace_center=\(0.5, 0.2, -0.1\) \(checkpoint: \(0.1, 0.2, -0.1\)\)"):
+        DeepFusionPolicy.from_pretrained(tmp_path, config=other)
 
 
 def test_begins_as_the_flat_policy(fusion: str) -> None:

@@ -30,6 +30,7 @@ from ..report import machine, print_machine
 from ..study.run import schedule
 
 LOW, HIGH = (-0.25, 0.45, 0.02), (0.25, 0.85, 0.3)  # of the puck's places, metres
+MIDDLE = (0.0, 0.6, 0.1)  # a decimetre from their mean
 PICTURES = {"wide_train": 3000, "wide_held_out": 500}
 VALIDATION, BATCH, STEPS, RATE = 500, 32, 600, 1e-3  # validation pictures are the last of `wide_train`
 ARMS = {
@@ -86,7 +87,7 @@ class Finder(nn.Module):
         super().__init__()
         config = tiny_llava_config()
         self.perception = Perception(config, "kv")
-        self.positions = None if arm == "flat" else build_positions(config, "world", 1)
+        self.positions = None if arm == "flat" else build_positions(config, "world", 1, MIDDLE)
         self.picture = arm != "points"
         width = config.vision_config.num_tokens * config.text_config.hidden_size
         self.head = nn.Sequential(nn.GELU(), nn.Linear(width, 96), nn.GELU(), nn.Linear(96, 3))

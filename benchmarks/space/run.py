@@ -21,6 +21,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 import lerobot_policy_deepfusion  # noqa: F401
+from lerobot_deepfusion.inputs.calibration import before_the_cameras
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
 from ..report import machine
@@ -45,6 +46,7 @@ def build(arm: Arm, data: Demonstrations) -> tuple[DeepFusionPolicy, Any, Any]:
     config.input_features = {key: feature for key, feature in kinds.items() if key != "action"}
     config.output_features = {"action": kinds["action"]}
     config.set_dataset_feature_metadata(features)
+    config.workspace_center = before_the_cameras(config, stats)
     policy = DeepFusionPolicy(config)
     if not arm.picture:
         policy.model.perception.vision_tower.register_forward_hook(_nothing)

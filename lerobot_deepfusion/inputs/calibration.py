@@ -72,6 +72,26 @@ def adopt_calibration(config: Any, features: Mapping[str, Any]) -> dict[str, Any
     return {camera: {**known.get(camera, {}), **recorded.get(camera, {})} for camera in {**known, **recorded}} or None
 
 
+def before_the_cameras(config: Any, stats: Mapping[str, Any] | None) -> tuple[float, float, float] | None:
+    """A metre before each camera with depth, in the robot's frame and on average; None if no pose is known.
+
+    Args:
+        config: of the policy.
+        stats: of the data set, for cameras whose pose is in each frame.
+    """
+    places = []
+    for camera in config.depth_cameras if config.position_3d == "world" else ():
+        recorded = ((stats or {}).get(extrinsics_key(camera)) or {}).get("mean")
+        pose = recorded if recorded is not None else (config.camera_calibration or {}).get(camera, {}).get("pose")
+        if pose is not None:
+            rows = torch.as_tensor(pose, dtype=torch.float64).view(3, 4)
+            places.append(rows[:, 2] + rows[:, 3])
+    if not places:
+        return None
+    x, y, z = torch.stack(places).mean(0).tolist()
+    return round(x, 3), round(y, 3), round(z, 3)
+
+
 def _nowhere(camera: str, name: str, key: str) -> str:
     return (
         f"{camera} has depth and no {name}: there is neither {key} nor any in policy.camera_calibration. Write it "

@@ -32,7 +32,8 @@ class TinyPointsConfig(PreTrainedConfig):
         widths: of the network for each point.
         num_tokens, hidden_size: of the output.
         one_cloud: whether the points of all cameras are in one frame, and so one cloud.
-        centre: of the space in which things are, metres; what lies a metre off becomes `scale`.
+        centre: of the space in which things are, metres; what lies a metre off becomes `scale`. Trials (docs/space.md)
+            found things twice as far off where that was a workspace away, or the scale 2.
         scale: see `centre`.
     """
 
@@ -46,7 +47,7 @@ class TinyPointsConfig(PreTrainedConfig):
         hidden_size: int = 96,
         one_cloud: bool = True,
         centre: tuple[float, float, float] = (0.0, 0.0, 0.0),
-        scale: float = 2.0,
+        scale: float = 8.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -94,6 +95,11 @@ class TinyPointsModel(TinyTower):
         self.each = nn.Sequential(*layers, nn.Linear(previous, last), nn.ReLU())
         self.to_tokens = nn.Linear(last, config.num_tokens * config.hidden_size)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The picture's tower begins its convolutions larger: here they would drown the places.
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.LayerNorm):
+            module.reset_parameters()
 
     def forward(self, pixel_values: Tensor, points: Tensor, **_: Any) -> BaseModelOutput:
         """

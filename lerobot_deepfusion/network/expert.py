@@ -28,6 +28,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .attention import DeepFusionLlamaAttention, project_key_value
 from .fusion import KeyValue, VlmStates
+from .given import Given
 from .masks import expert_mask, expert_positions
 
 TIME_FEATURES = 256
@@ -74,6 +75,7 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         modulation: Tensor | None = None,
+        given: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | KeyValue:
         """
         Args:
@@ -83,6 +85,7 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
             position_embeddings: cosine and sine of the own tokens.
             attention_mask: see `DeepFusionLlamaAttention`.
             modulation: `self.modulation` of the flow time, [B or 1, K, 6 * D], with AdaRMS.
+            given: which of the tokens have another one, bool [B or 1, X], and that, [1, 1, 6 * D].
         """
         if isinstance(cross_key_value_states, Tensor):
             assert context_position_embeddings is not None
@@ -96,8 +99,12 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):
                 self.input_layernorm(x), position_embeddings, attention_mask, cross_key_value_states
             )
             return x + self.mlp(self.post_attention_layernorm(x))
-        # One row for all tokens of a flow sample.
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation[:, :, None].chunk(6, dim=-1)
+        # One row for all tokens of a flow sample, or one for each.
+        rows = modulation[:, :, None]
+        if given is not None:
+            mask, theirs = given
+            rows = torch.where(mask[:, None, :, None], theirs[:, :, None], rows)
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = rows.chunk(6, dim=-1)
         normed = self.input_layernorm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.self_attn(normed, position_embeddings, attention_mask, cross_key_value_states)
         normed = self.post_attention_layernorm(x) * (1 + scale_m) + shift_m
@@ -139,8 +146,12 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
         position_ids: Tensor,
         attention_mask: Tensor | None = None,
         modulations: Tensor | None = None,
+        given: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Own tokens [B, K, X, D] and, with AdaRMS, modulations [L, B or 1, K, 6 * D] -> normed output."""
+        """Own tokens [B, K, X, D] and, with AdaRMS, modulations [L, B or 1, K, 6 * D] -> normed output.
+
+        `given` is which of the tokens have modulations of their own, bool [B or 1, X], and those, [L, 1, 1, 6 * D].
+        """
         x = inputs_embeds
         position_embeddings = self.rotary_emb(x, position_ids)
         for index, (layer, context) in enumerate(zip(self.layers, vlm_states.context, strict=True)):
@@ -151,6 +162,7 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
                 position_embeddings,
                 attention_mask,
                 None if modulations is None else modulations[index],
+                None if given is None else (given[0], given[1][index]),
             )
         return self.norm(x)
 
@@ -229,17 +241,29 @@ class DeepFusionActionExpert(nn.Module):
         layers: Any = self.backbone.layers
         return torch.stack([layer.modulation(embedding) for layer in layers])
 
-    def forward(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
+    def forward(
+        self,
+        vlm_states: VlmStates,
+        state: Tensor,
+        noisy_actions: Tensor,
+        time: Tensor,
+        given: Given | None = None,
+    ) -> Tensor:
         """
         Args:
             vlm_states: of the B observations.
             state: [B, P], of any size up to the padded one.
             noisy_actions: [B, K, T, A], likewise.
             time: as `embed_time` gives it; its B may be 1 for a time that all share.
+            given: actions that take the place of noisy ones, at their own flow time: the layers' modulation of those
+                tokens is theirs under `adarms`, and under `token`, where one token has the time of all others, they
+                are given the difference.
 
         Returns:
             Velocity [B, K, T, A].
         """
+        if given is not None:
+            noisy_actions = given.put(noisy_actions)
         samples, chunk, action_dim = noisy_actions.shape[1:]
         state = _pad_last(state, self.state_in_proj.in_features)
         noisy_actions = _pad_last(noisy_actions, self.action_in_proj.in_features)
@@ -247,6 +271,8 @@ class DeepFusionActionExpert(nn.Module):
         if not self.adarms:
             tokens.append(time[0][:, :, None].expand(len(state), -1, -1, -1))
         tokens.append(exactly(self.action_in_proj, noisy_actions))
+        if given is not None and not self.adarms:
+            tokens[-1] = tokens[-1] + (given.time - time)[0][:, :, None] * given.mask[:, None, :, None]
         x = torch.cat(tokens, dim=2)  # [B, K, X, D]
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -257,6 +283,7 @@ class DeepFusionActionExpert(nn.Module):
             position_ids=expert_positions(valid, size, samples),
             attention_mask=expert_mask(valid, size, samples, self.causal),
             modulations=time if self.adarms else None,
+            given=(F.pad(given.mask, (size - chunk, 0)), given.time) if given is not None and self.adarms else None,
         )
         return exactly(self.action_out_proj, out[:, :, -chunk:])[..., :action_dim]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..llava.empty_weights import empty_weights
 from ..llava.reader import llava_config_from_dict
 from .expert import DeepFusionActionExpert
 from .fusion import Fusion, VlmStates, source_layers
+from .given import Given
 from .perception import Perception
 from .positions import build_positions
 
@@ -49,6 +51,7 @@ class DeepFusionModel(nn.Module):
         action_expert_type: `deep_llama` or `late_gemma`.
         action_attention: `bidirectional` or `causal`.
         position_3d: `none`, or the frame of the points that `prefill` is given; see `network.positions`.
+        workspace_center: in that frame; see `build_positions`.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class DeepFusionModel(nn.Module):
         action_expert_type: str = "deep_llama",
         action_attention: str = "bidirectional",
         position_3d: str = "none",
+        workspace_center: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         depth = vlm_config.text_config.num_hidden_layers
@@ -77,7 +81,7 @@ class DeepFusionModel(nn.Module):
         config.causal = action_attention == "causal"
         config.context_is_hidden = fusion != "kv"
         self.expert = DeepFusionActionExpert(config, max_state_dim, max_action_dim)
-        self.position_3d = build_positions(vlm_config, position_3d, image_token_pooling)
+        self.position_3d = build_positions(vlm_config, position_3d, image_token_pooling, workspace_center)
 
     def prefill(
         self,
@@ -97,9 +101,16 @@ class DeepFusionModel(nn.Module):
             positions = self.position_3d(points, pixels)
         return self.perception(pixels, token_ids, valid, right_padded, positions)
 
-    def denoise(self, vlm_states: VlmStates, state: Tensor, noisy_actions: Tensor, time: Tensor) -> Tensor:
+    def denoise(
+        self,
+        vlm_states: VlmStates,
+        state: Tensor,
+        noisy_actions: Tensor,
+        time: Tensor,
+        given: Given | None = None,
+    ) -> Tensor:
         """Velocity of noisy actions at an embedded time; see `DeepFusionActionExpert.forward`."""
-        return self.expert(vlm_states, state, noisy_actions, time)
+        return self.expert(vlm_states, state, noisy_actions, time, given)
 
     def embed_time(self, time: Tensor) -> Tensor:
         """Flow times for `denoise`; see `DeepFusionActionExpert.embed_time`."""
@@ -175,6 +186,7 @@ def build_model(config: Any, vlm: dict[str, Any], empty_perception: bool = False
             config.action_expert_type,
             config.action_attention,
             config.position_3d,
+            config.workspace_center,
         )
     except torch.OutOfMemoryError:
         raise

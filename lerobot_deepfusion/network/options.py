@@ -9,6 +9,7 @@ from typing import Any
 
 from ..llava.bounds import check_size
 from .fusion import FUSIONS, LAYERS
+from .objective import OBJECTIVES
 from .positions import POSITIONS
 
 CHOICES = {
@@ -16,6 +17,7 @@ CHOICES = {
     "action_expert_type": ("deep_llama", "late_gemma"),
     "action_attention": ("bidirectional", "causal"),
     "time_conditioning": ("token", "adarms"),
+    "objective": OBJECTIVES,
     "position_3d": POSITIONS,
     "expert_init": ("vlm", "random"),
     "dtype": ("float32", "bfloat16"),
@@ -28,12 +30,16 @@ POLICY_SIZES = {
     "max_action_dim": (1, 4096),
     "num_inference_steps": (1, 10_000),  # 10 are enough; each costs a pass
     "num_flow_samples": (1, 4096),  # each is a copy of the chunk in memory
+    "rtc_training_max_delay": (0, 9_999),  # less than a chunk
     "tokenizer_max_length": (1, 2**17),  # prompts are sentences
     "image_token_pooling": (1, 512),  # more patches than that in a row are refused below
     "empty_cameras": (0, 64),
     "drop_n_last_frames": (0, 10_000),
     "expert_num_layers": (1, 1024),
 }
+
+
+FARTHEST = 10.0  # metres
 
 
 def check_options(config: Any) -> None:
@@ -49,6 +55,7 @@ def check_options(config: Any) -> None:
     _check_sizes(config)
     _check_switch(config)
     _check_space(config)
+    _check_objective(config)
 
 
 def _check_sizes(config: Any) -> None:
@@ -98,4 +105,36 @@ def _check_space(config: Any) -> None:
         raise ValueError(
             f"policy.depth_range={config.depth_range}: expected the nearest and the farthest distance in metres that "
             "the depth camera measures, such as [0.02, 5.0]"
+        )
+    if (center := config.workspace_center) is not None and not (
+        len(center) == 3 and all(abs(value) <= FARTHEST for value in center)
+    ):
+        raise ValueError(
+            f"policy.workspace_center={center}: expected x, y and z in metres, at most {FARTHEST:g} from the origin"
+        )
+
+
+def _check_objective(config: Any) -> None:
+    samples, delay = config.num_flow_samples, config.rtc_training_max_delay
+    if config.objective == "two_step" and samples % 2:
+        raise ValueError(
+            f"policy.objective=two_step asks half of the flow samples at t = 1 and half at t = 0.1, and "
+            f"policy.num_flow_samples={samples} is odd; use policy.num_flow_samples={samples + 1}"
+        )
+    if config.objective == "drift" and samples < 2:
+        raise ValueError(
+            "policy.objective=drift pushes the chunks of one observation off each other, and "
+            "policy.num_flow_samples=1 is a single one; use policy.num_flow_samples=8"
+        )
+    if delay >= config.chunk_size:
+        raise ValueError(
+            f"policy.rtc_training_max_delay={delay} gives a whole chunk of policy.chunk_size={config.chunk_size} and "
+            "leaves nothing to predict; choose the actions that a robot executes while the policy thinks"
+        )
+    rtc = config.rtc_config
+    if config.objective != "flow" and rtc is not None and rtc.enabled and not delay:
+        raise ValueError(
+            f"policy.objective={config.objective} has no flow that real-time chunking could guide step by step. Train "
+            "with policy.rtc_training_max_delay above zero, after which a chunk goes on from given actions, or run "
+            "without real-time chunking"
         )

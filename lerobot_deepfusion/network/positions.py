@@ -11,6 +11,7 @@ Axis letters: B batch, C cameras, N image tokens of one camera, D text width, G 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,6 @@ CELLS = 2  # in a row and a column of each token
 OCTAVES = 8
 LONGEST = 4.0  # metres; the shortest wavelength is then 31 mm, and finer ones alias inside a patch
 HIDDEN = 256
-
-
-def centre(position_3d: str) -> tuple[float, float, float]:
-    """Where the workspace is, in metres: a metre before the camera, or at the robot's base."""
-    return (0.0, 0.0, 1.0 if position_3d == "camera" else 0.0)
 
 
 def cell_means(points: Tensor, patches: int, patch_size: int, cells: int) -> tuple[Tensor, Tensor]:
@@ -60,13 +56,13 @@ class PatchPositions(nn.Module):
 
     Args:
         vlm_config: config of the whole LLaVA.
-        position_3d: `camera` or `world`, in whose frame the points are.
         pooling: see `Perception`.
+        centre: of the space in which things are, metres.
     """
 
     centre: Tensor
 
-    def __init__(self, vlm_config: PreTrainedConfig, position_3d: str, pooling: int) -> None:
+    def __init__(self, vlm_config: PreTrainedConfig, pooling: int, centre: Sequence[float]) -> None:
         super().__init__()
         vision, width = vlm_config.vision_config, vlm_config.text_config.hidden_size
         self.patches, self.patch_size = patches_in_a_row(vlm_config), vision.patch_size
@@ -78,7 +74,7 @@ class PatchPositions(nn.Module):
             nn.SiLU(),
             nn.Linear(HIDDEN, width),
         )
-        self.register_buffer("centre", torch.tensor(centre(position_3d)), persistent=False)
+        self.register_buffer("centre", torch.tensor(centre), persistent=False)
         _zero(self.mlp[-1])
 
     def forward(self, points: Tensor, pixels: Tensor | None = None) -> Tensor:
@@ -102,17 +98,20 @@ class CloudPositions(nn.Module):
 
     Args:
         vlm_config: config of the tiny LLaVA.
-        position_3d: as for `PatchPositions`. In the frame `world` the points of all cameras are one cloud.
+        one_cloud: whether the points of all cameras are in one frame.
+        centre: of the space in which things are, metres.
         flat: see `build_positions`.
     """
 
-    def __init__(self, vlm_config: PreTrainedConfig, position_3d: str, flat: bool) -> None:
+    def __init__(
+        self, vlm_config: PreTrainedConfig, one_cloud: bool, centre: Sequence[float], flat: bool = False
+    ) -> None:
         super().__init__()
         config = TinyPointsConfig(
             num_tokens=vlm_config.vision_config.num_tokens,
             hidden_size=vlm_config.text_config.hidden_size,
-            one_cloud=position_3d == "world",
-            centre=centre(position_3d),
+            one_cloud=one_cloud,
+            centre=tuple(centre),
         )
         self.tower = AutoModel.from_config(config)
         if flat:
@@ -125,7 +124,11 @@ class CloudPositions(nn.Module):
 
 
 def build_positions(
-    vlm_config: PreTrainedConfig, position_3d: str, pooling: int, flat: bool = False
+    vlm_config: PreTrainedConfig,
+    position_3d: str,
+    pooling: int,
+    centre: Sequence[float] | None = None,
+    flat: bool = False,
 ) -> nn.Module | None:
     """The module for a LLaVA, or none for a policy that sees flat. The generator of random numbers stays as it is, so
     that one seed gives the same other weights and the same batches.
@@ -134,16 +137,18 @@ def build_positions(
         vlm_config: config of the whole LLaVA.
         position_3d: `none`, `camera` or `world`.
         pooling: see `Perception`.
+        centre: of the space in which things are, metres; by default a metre before each camera, or the robot's base.
         flat: whether it adds nothing at the start, for weights that were trained without. To a pretrained LLaVA it
             never does; with a tiny one from scratch there is nothing to keep, and zeros learn late
             (docs/space.md).
     """
     if position_3d == "none":
         return None
+    centre = centre or (0.0, 0.0, 1.0 if position_3d == "camera" else 0.0)
     with torch.random.fork_rng(devices=[]):
         if isinstance(vlm_config.vision_config, TinyVisionConfig):
-            return CloudPositions(vlm_config, position_3d, flat)
-        return PatchPositions(vlm_config, position_3d, pooling)
+            return CloudPositions(vlm_config, position_3d == "world", centre, flat)
+        return PatchPositions(vlm_config, pooling, centre)
 
 
 def _zero(layer: nn.Module) -> None:

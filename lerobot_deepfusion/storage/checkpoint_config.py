@@ -23,6 +23,8 @@ ARCHITECTURE = (
     "time_conditioning",
     "image_token_pooling",
     "position_3d",
+    "workspace_center",
+    "objective",
     "max_state_dim",
     "max_action_dim",
 )
@@ -82,7 +84,7 @@ def require_same_architecture(
     """
     different = [name for name in ARCHITECTURE if getattr(config, name) != getattr(saved, name)]
     if train and saved.position_3d == "none":
-        different = [name for name in different if name != "position_3d"]
+        different = [name for name in different if name not in ("position_3d", "workspace_center")]
     if different:
         found = ", ".join(
             name

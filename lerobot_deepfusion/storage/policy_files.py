@@ -113,8 +113,9 @@ class StoredPolicy(PreTrainedPolicy):
         """What the checkpoint that is loaded has no weights of, and starts as it is built."""
         if not self.flat_weights or self.model.position_3d is None:
             return ()
-        perception = self.model.perception
-        positions = build_positions(perception.config, self.config.position_3d, perception.pooling, flat=True)
+        config, perception = self.config, self.model.perception
+        centre = config.workspace_center
+        positions = build_positions(perception.config, config.position_3d, perception.pooling, centre, flat=True)
         self.model.position_3d = positions
         return tuple(f"model.position_3d.{name}" for name, _ in positions.named_parameters()) if positions else ()
 

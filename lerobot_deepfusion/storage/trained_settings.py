@@ -31,7 +31,14 @@ TRAINED = (
     "state names",
     "action names",
 )
-RUN_TIME = ("n_action_steps", "num_inference_steps", "tokenizer_max_length", "dtype", "rtc_config")
+RUN_TIME = (
+    "n_action_steps",
+    "num_inference_steps",
+    "tokenizer_max_length",
+    "dtype",
+    "rtc_config",
+    "rtc_training_max_delay",
+)
 
 
 def trained_settings(config: DeepFusionConfig) -> dict[str, Any]:
@@ -76,6 +83,12 @@ def require_trained_settings(
             f"the config given is not the one that the weights of {where(source, revision)} were trained with: "
             f"{found}. These come from the checkpoint, and acting takes no others: leave them out, or take an "
             f"environment or robot like the one that was trained on. {of_another_revision(revision)}"
+        )
+    if config.rtc_training_max_delay > saved.rtc_training_max_delay:
+        raise ValueError(
+            f"policy.rtc_training_max_delay={config.rtc_training_max_delay} and {where(source, revision)} was trained "
+            f"with {saved.rtc_training_max_delay}: it never learned to go on from so many actions. Leave the option "
+            "out; with 0 real-time chunking guides the flow instead"
         )
 
 

@@ -53,7 +53,7 @@ def layer(
     attention = module.self_attn
     dim, theta = attention.head_dim, attention.config.rope_parameters["rope_theta"]
     one = [torch.ones(()), torch.zeros(()), torch.ones(())] * 2
-    parts = one if time is None else module.modulation(time).chunk(6)
+    parts = one if time is None else module.modulation(time).chunk(6, dim=-1)
     scale_a, shift_a, gate_a = (parts[0] + 1 if time is not None else parts[0]), parts[1], parts[2]
     scale_m, shift_m, gate_m = (parts[3] + 1 if time is not None else parts[3]), parts[4], parts[5]
 
@@ -79,12 +79,23 @@ def layer(
 
 
 def velocity(
-    model, plain, pixels, token_ids, valid, state, noisy, time, sources: list[int] | None = None, causal: bool = False
+    model,
+    plain,
+    pixels,
+    token_ids,
+    valid,
+    state,
+    noisy,
+    time,
+    sources: list[int] | None = None,
+    causal: bool = False,
+    given: tuple[list[int], Tensor] | None = None,
 ) -> Tensor:
     """Velocity [B, K, T, A] of a `DeepFusionModel` whose VLM has the weights of `plain`.
 
     `plain` is transformers' whole LLaVA text model given the prefix embeddings row by row, without padding.
-    `sources` has the VLM layer beside each expert layer, by default the one of its own depth.
+    `sources` has the VLM layer beside each expert layer, by default the one of its own depth. `given` has how many
+    first actions of each chunk are given, and what they are.
     """
     expert, fusion = model.expert, model.perception.fusion
     sources = sources or list(range(len(expert.backbone.layers)))
@@ -96,7 +107,8 @@ def velocity(
         run = plain(inputs_embeds=embeds, output_hidden_states=True, use_cache=True)
         for k in range(noisy.shape[1]):
             contexts = [read(plain, run, fusion, index, sources[-1]) for index in sources]
-            out[b, k] = _one(expert, contexts, keep.sum().item(), state[b], noisy[b, k], time[b, k], causal)
+            clean = noisy[b, k][:0] if given is None else given[1][b, : given[0][b]]
+            out[b, k] = _one(expert, contexts, keep.sum().item(), state[b], noisy[b, k], time[b, k], causal, clean)
     return out
 
 
@@ -111,15 +123,19 @@ def read(plain, run, fusion: str, index: int, last: int) -> Tensor | tuple[Tenso
     return run.last_hidden_state[0] if whole else rms_norm(plain.norm, run.hidden_states[last + 1])[0]
 
 
-def _one(expert, contexts, length, state, noisy, time, causal) -> Tensor:
+def _one(expert, contexts, length, state, noisy, time, causal, clean) -> Tensor:
     from lerobot_deepfusion.network.expert import time_features  # tested on its own
 
     embedded = expert.time_mlp(time_features(time))
     tokens = [expert.state_in_proj(pad(state, expert.state_in_proj))[None]]
     if not expert.adarms:
         tokens.append(embedded[None])
-    tokens.append(expert.action_in_proj(pad(noisy, expert.action_in_proj)))
+    chunk = torch.cat([clean, noisy[len(clean) :]])
+    own = expert.time_mlp(time_features(torch.tensor([0.0] * len(clean) + [float(time)] * (len(chunk) - len(clean)))))
+    actions = expert.action_in_proj(pad(chunk, expert.action_in_proj))
+    tokens.append(actions if expert.adarms else actions + own - embedded)
     x = torch.cat(tokens)
+    times = torch.cat([embedded[None], own])
     for module, context in zip(expert.backbone.layers, contexts, strict=True):
         if isinstance(context, Tensor):
             states = context
@@ -130,7 +146,7 @@ def _one(expert, contexts, length, state, noisy, time, causal) -> Tensor:
             theta = attention.config.rope_parameters["rope_theta"]
             key = rotate(heads(attention.k_proj, states, attention.head_dim), torch.arange(length), theta)
             context = key, heads(attention.v_proj, states, attention.head_dim)
-        x = layer(module, x, context, length, embedded if expert.adarms else None, causal)
+        x = layer(module, x, context, length, times if expert.adarms else None, causal)
     x = rms_norm(expert.backbone.norm, x)[-len(noisy) :]
     return expert.action_out_proj(x)[:, : noisy.shape[-1]]
 

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import repeat_kv
 from lerobot_deepfusion.network.attention import attend
 from lerobot_deepfusion.network.flow import flow_error
 from lerobot_deepfusion.network.fusion import VlmStates
+from lerobot_deepfusion.network.given import Given
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
 from tests.llavas import IMAGE_TOKEN_ID, MAKES, PAD_TOKEN_ID, enlarge, llava_config, plain_image_tokens, plain_llava
 from tests.network.reference import rms_norm
@@ -136,6 +137,39 @@ def test_velocity_equals_reference(make: str, fusion: str, width: float, time: s
     names = ("pixels", "token_ids", "valid", "state", "noisy_actions", "time")
     expected = reference_velocity(model, plain_llava(make).model.language_model, *(x[name] for name in names))
     assert error(velocity(model, x), expected) < 1e-5
+
+
+@pytest.mark.parametrize("time", ["adarms", "token"])
+@torch.no_grad()
+def test_given_actions_equal_reference(time: str) -> None:
+    """The first actions of a chunk clean and at their own flow time, as many as each row has: 0, 1, 3, 5 of 6.
+
+    Worst error measured: 4e-7. With the flow time of the others it is above 0.01, and what is noisy under a given
+    action counts for nothing.
+    """
+    model = build("siglip_qwen2", "kv", 0.5, time)
+    x = inputs(model)
+    counts, actions = [0, 1, 3, 5], torch.randn(4, CHUNK, ACTION_DIM)
+    mask = torch.arange(CHUNK) < torch.tensor(counts)[:, None]
+    names = ("pixels", "token_ids", "valid", "state", "noisy_actions", "time")
+    plain = plain_llava("siglip_qwen2").model.language_model
+    expected = reference_velocity(model, plain, *(x[name] for name in names), given=(counts, actions))
+
+    def found(noisy: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        times = model.embed_time(x["time"])
+        return model.denoise(prefill(model, x), x["state"], noisy, times, Given(mask, actions, clean))
+
+    clean = model.embed_time(torch.zeros(1, 1))
+    assert error(found(x["noisy_actions"], clean), expected) < 1e-5
+    assert error(found(x["noisy_actions"], model.embed_time(torch.ones(1, 1))), expected) > 0.01
+    other = torch.where(mask[:, None, :, None], 7.0, x["noisy_actions"])
+    assert torch.equal(found(other, clean), found(x["noisy_actions"], clean))
+    nothing = Given(torch.zeros_like(mask), actions, clean)
+    plain_pass = velocity(model, x)
+    assert torch.equal(
+        model.denoise(prefill(model, x), x["state"], x["noisy_actions"], model.embed_time(x["time"]), nothing),
+        plain_pass,
+    )
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def test_each_token_gets_its_own_cells(make: str, pooling: int) -> None:
     config = llava_config(make)
     if make == "clip_mistral" and pooling == 1:
         config.vision_feature_select_strategy = "full"
-    module = PatchPositions(config, "camera", pooling)
+    module = PatchPositions(config, pooling, (0.0, 0.0, 1.0))
     enlarge(module)
     points = some_points(1, 32)
     moved = points.clone()
@@ -91,7 +91,7 @@ def test_each_token_gets_its_own_cells(make: str, pooling: int) -> None:
 
 def test_a_cell_without_points_says_nothing() -> None:
     """Beside three that have some: its place, sines, cosines and share are zero, not those of the camera's own."""
-    module = PatchPositions(llava_config("clip_llama"), "world", 1)
+    module = PatchPositions(llava_config("clip_llama"), 1, (0.0, 0.0, 0.0))
     seen: list[Tensor] = []
     module.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     points = torch.ones(1, 4, 32, 32)
@@ -102,17 +102,28 @@ def test_a_cell_without_points_says_nothing() -> None:
     assert empty.nonzero().tolist() == [[2 * 4 + 1, 3]]
 
 
-def test_camera_and_world_have_centres_of_their_own() -> None:
-    """A metre before the camera, and the base: with the points moved by as much the tokens are the same."""
+@pytest.mark.parametrize("make", ["clip_llama", "tiny"])
+@pytest.mark.parametrize(
+    ("frame", "centre", "expected"),
+    [("camera", None, (0, 0, 1)), ("world", None, (0, 0, 0)), ("world", (0.3, -0.2, 0.5), (0.3, -0.2, 0.5))],
+)
+def test_places_count_from_the_centre(make: str, frame: str, centre: Any, expected: tuple[float, ...]) -> None:
+    """A metre before the camera, the base, or what is given: with the points moved by as much, the tokens are those
+    of a centre of zeros.
+    """
     torch.manual_seed(0)
-    camera, world = (PatchPositions(llava_config("clip_llama"), frame, 1) for frame in ("camera", "world"))
-    enlarge(camera)
-    world.load_state_dict(camera.state_dict())
-    points = some_points(1, 32)
+    config = tiny_llava_config() if make == "tiny" else llava_config(make)
+    size = config.vision_config.image_size
+    some = positions.build_positions(config, frame, 1, centre)
+    plain = positions.build_positions(config, frame, 1, (1e-9, 0.0, 0.0))
+    enlarge(some)
+    plain.load_state_dict(some.state_dict())
+    points, pixels = some_points(1, size), torch.randn(1, 1, 3, size, size)
     moved = points.clone()
-    moved[:, 2] += moved[:, 3]
-    assert torch.allclose(camera(moved[None]), world(points[None]), atol=2e-3)
-    assert not torch.allclose(camera(points[None]), world(points[None]), atol=0.1)
+    moved[:, :3] += torch.tensor(expected, dtype=torch.float32).view(3, 1, 1) * moved[:, 3:]
+    assert torch.allclose(some(moved[None], pixels), plain(points[None], pixels), atol=2e-3)
+    if any(expected):
+        assert not torch.allclose(some(points[None], pixels), plain(points[None], pixels), atol=0.1)
 
 
 def both_models(make: str, fusion: Any) -> tuple[DeepFusionModel, DeepFusionModel, int]:

@@ -1,0 +1,73 @@
+"""The objective switch: what the expert is asked in training, and how its answers become a chunk.
+
+| objective | asked at | its answer is | evaluations when acting | file |
+| --- | --- | --- | --- | --- |
+| `flow` | times that are drawn | a velocity | `num_inference_steps` | `network.flow` |
+| `two_step` | t = 1 without noise, and t = 0.1 | a velocity | 2, nothing is drawn | `network.two_step` |
+| `drift` | t = 1 | the chunk | 1 | `network.drift` |
+
+Axis letters: B batch, K flow samples, T actions of a chunk, A action dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .drift import drift_losses
+from .flow import euler_times, flow_error, interpolate
+from .two_step import T_STAR, two_step_chunk, two_step_training_times, without_noise_at_one
+
+OBJECTIVES = ("flow", "two_step", "drift")
+
+
+def training_times(objective: str, samples: int) -> Tensor | None:
+    """Flow times [K] of an observation's samples; None where they are drawn."""
+    return {"flow": None, "two_step": two_step_training_times(samples), "drift": torch.ones(samples)}[objective]
+
+
+def ask(objective: str, action: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy actions, and the velocity there, [B, K, T, A] each; see `flow.interpolate`."""
+    return interpolate(action, without_noise_at_one(noise, time) if objective == "two_step" else noise, time)
+
+
+def losses(
+    objective: str, answer: Tensor, velocity: Tensor, action: Tensor, valid: Tensor
+) -> tuple[Tensor, dict[str, Any]]:
+    """
+    Args:
+        objective: one of `OBJECTIVES`.
+        answer: the expert's [B, K, T, A].
+        velocity: as `ask` gives it.
+        action: demonstrations [B, T, A].
+        valid: bool [B, T], whether an action counts.
+
+    Returns:
+        Loss of each observation [B], the mean over its valid actions, and what else to watch.
+    """
+    if objective == "drift":
+        return drift_losses(answer, action, valid)
+    counts = valid.to(velocity.dtype)
+    error = flow_error(answer.float(), velocity)
+    return (error * counts).sum(1) / counts.sum(1).clamp(min=1), {}
+
+
+def evaluation_times(objective: str, steps: int, device: torch.device) -> Tensor:
+    """Flow times at which acting asks, in order, [1, N]; `steps` is of `flow` alone."""
+    if objective == "flow":
+        return euler_times(steps, device)
+    return torch.tensor([[1.0, T_STAR] if objective == "two_step" else [1.0]], device=device)
+
+
+def few_step_chunk(objective: str, answer: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
+    """The chunk [B, T, A] of an objective that is not integrated.
+
+    Args:
+        objective: `two_step` or `drift`.
+        answer: the expert's, to noisy actions [B, T, A], at the next of `evaluation_times`.
+        noise: [B, T, A]; `two_step` has no use for it.
+    """
+    return two_step_chunk(answer, torch.zeros_like(noise)) if objective == "two_step" else answer(noise)
