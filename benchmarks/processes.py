@@ -7,6 +7,9 @@ import importlib
 import multiprocessing
 import os
 import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -59,6 +62,46 @@ def finish(module: str, arguments: list[str], log: Path) -> None:
     process.join()
     if process.exitcode:
         raise RuntimeError(f"{log.stem} failed; see {log}")
+
+
+def every[Run](
+    runs: Sequence[Run],
+    *,
+    prepare: Callable[[Run], str],
+    get: Callable[[str], None],
+    start: Callable[[Run], str],
+    lanes: int,
+    hours: float,
+) -> int:
+    """Do runs, so many at a time, and say a line about each.
+
+    Args:
+        runs: the most telling first.
+        prepare: what a run needs.
+        get: makes that, once for all runs.
+        start: does a run and returns the line; a `RuntimeError` is said, and the next one is started.
+        lanes: runs at a time.
+        hours: after which none is started.
+
+    Returns:
+        How many failed.
+    """
+    print(f"{len(runs)} runs to do", flush=True)
+    failed, deadline = [], time.monotonic() + hours * 3600
+
+    def one(run: Run) -> None:
+        if time.monotonic() > deadline:
+            return
+        try:
+            print(start(run), flush=True)
+        except RuntimeError as error:
+            failed.append(run)
+            print(error, flush=True)
+
+    with ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(get, dict.fromkeys(map(prepare, runs))))
+        list(pool.map(one, runs))
+    return len(failed)
 
 
 def _logged(module: str, arguments: list[str], log: Path) -> None:

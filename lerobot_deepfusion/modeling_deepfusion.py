@@ -265,9 +265,9 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         Args:
             batch: pre-processed.
             noise: where the flow starts, [B, T, A]; drawn if not given. `two_step` has no use for it.
-            rtc: `inference_delay`, `prev_chunk_left_over` and `execution_horizon` of real-time chunking. A policy that
-                was trained for it (`rtc_training_max_delay`) goes on from the actions that will be executed meanwhile,
-                another one's flow is guided towards them.
+            rtc: `inference_delay`, `prev_chunk_left_over` and `execution_horizon` of real-time chunking. A policy
+                that was trained for it (`rtc_training_max_delay`) goes on from the actions that will be executed
+                meanwhile, another one's flow is guided towards them.
         """
         self.eval()
         config = self._current_config()

@@ -178,7 +178,7 @@ def test_delay_of_zero_guides_instead(tmp_path: Path) -> None:
 
 @each
 def test_given_actions_are_not_learned(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two given in each chunk the loss is of the other four: what the expert says of the first two is nothing."""
+    """With two given in each chunk the loss is of the other four; what the expert says of the first counts not."""
     policy, batch, _ = make(objective=objective, num_flow_samples=2, rtc_training_max_delay=2)
     monkeypatch.setattr(
         "lerobot_deepfusion.modeling_deepfusion.draw_mask", lambda action, most: torch.arange(6)[None] < most

@@ -62,7 +62,7 @@ def test_middle_of_the_workspace() -> None:
 
 @pytest.mark.parametrize("center", [(0.0, 0.0), (0.0, 0.0, 600.0), (float("nan"), 0.0, 0.0)])
 def test_a_centre_that_is_none(center: Any) -> None:
-    with pytest.raises(ValueError, match="policy.workspace_center=.*expected x, y and z in metres"):
+    with pytest.raises(ValueError, match=r"policy.workspace_center=.*expected x, y and z in metres"):
         config_of(workspace_center=center)
 
 

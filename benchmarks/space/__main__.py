@@ -13,8 +13,6 @@ compared is in `benchmarks/space/arms.py`, what was found in docs/space.md.
 from __future__ import annotations
 
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .. import processes
@@ -52,31 +50,12 @@ def record(out: Path, name: str, smoke: bool) -> None:
         print(f"{name}: {recording.record(recipe, root, workers=1)}", flush=True)
 
 
-def ladder(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
-    """Do what is missing, `lanes` runs at a time; how many failed."""
-    done = {row["run"] for row in results.load(table)}
-    missing = [run for run in (SMOKE if smoke else plan()) if run.name not in done]
-    print(f"{len(missing)} runs to do; results in {table}", flush=True)
-    failed, deadline = [], time.monotonic() + hours * 3600
-
-    def one(run: Run) -> None:
-        if time.monotonic() > deadline:
-            return
-        arguments = [f"--rung={run.rung}", f"--arm={run.arm}", f"--seed={run.seed}", f"--steps={run.steps}"]
-        arguments += [f"--episodes={1 if smoke else EPISODES}", f"--out={out.resolve()}"]
-        try:
-            processes.finish("benchmarks.space.run", arguments, out / "logs" / f"{run.name}.log")
-        except RuntimeError as error:
-            failed.append(run)
-            print(error, flush=True)
-        else:
-            rows = results.add(table, out / "runs" / f"{run.name}.json", COLUMNS)
-            print(report.summary(rows), flush=True)
-
-    with ThreadPoolExecutor(lanes) as pool:
-        list(pool.map(lambda name: record(out, name, smoke), dict.fromkeys(run.rung for run in missing)))
-        list(pool.map(one, missing))
-    return len(failed)
+def start(run: Run, out: Path, table: Path, smoke: bool) -> str:
+    """One run in a process of its own, into the table; a line about it."""
+    arguments = [f"--rung={run.rung}", f"--arm={run.arm}", f"--seed={run.seed}", f"--steps={run.steps}"]
+    arguments += [f"--episodes={1 if smoke else EPISODES}", f"--out={out.resolve()}"]
+    processes.finish("benchmarks.space.run", arguments, out / "logs" / f"{run.name}.log")
+    return report.summary(results.add(table, out / "runs" / f"{run.name}.json", COLUMNS))
 
 
 def main() -> None:
@@ -84,7 +63,15 @@ def main() -> None:
     failed = 0
     if not args.report:
         processes.get_ready()
-        failed = ladder(args.out, args.table, args.lanes, args.hours, args.smoke)
+        done = {row["run"] for row in results.load(args.table)}
+        failed = processes.every(
+            [run for run in (SMOKE if args.smoke else plan()) if run.name not in done],
+            prepare=lambda run: run.rung,
+            get=lambda name: record(args.out, name, args.smoke),
+            start=lambda run: start(run, args.out, args.table, args.smoke),
+            lanes=args.lanes,
+            hours=args.hours,
+        )
     report.table(results.load(args.table))
     sys.exit(1 if failed else 0)
 

@@ -134,7 +134,7 @@ def _check_objective(config: Any) -> None:
     rtc = config.rtc_config
     if config.objective != "flow" and rtc is not None and rtc.enabled and not delay:
         raise ValueError(
-            f"policy.objective={config.objective} has no flow that real-time chunking could guide step by step. Train "
-            "with policy.rtc_training_max_delay above zero, after which a chunk goes on from given actions, or run "
-            "without real-time chunking"
+            f"policy.objective={config.objective} has no flow that real-time chunking could guide step by step. "
+            "Train with policy.rtc_training_max_delay above zero, after which a chunk goes on from given actions, or "
+            "run without real-time chunking"
         )

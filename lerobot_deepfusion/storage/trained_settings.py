@@ -86,9 +86,9 @@ def require_trained_settings(
         )
     if config.rtc_training_max_delay > saved.rtc_training_max_delay:
         raise ValueError(
-            f"policy.rtc_training_max_delay={config.rtc_training_max_delay} and {where(source, revision)} was trained "
-            f"with {saved.rtc_training_max_delay}: it never learned to go on from so many actions. Leave the option "
-            "out; with 0 real-time chunking guides the flow instead"
+            f"policy.rtc_training_max_delay={config.rtc_training_max_delay} and {where(source, revision)} was "
+            f"trained with {saved.rtc_training_max_delay}: it never learned to go on from so many actions. Leave the "
+            "option out; with 0 real-time chunking guides the flow instead"
         )
 
 

@@ -53,8 +53,8 @@ def force_by_loops(chunks: Tensor, action: Tensor, valid: Tensor) -> tuple[list,
             drifts = []
             for b in range(B):
 
-                def say(k: int, y: int, b: int = b, mean: float = mean, tau: float = tau) -> float:
-                    return 0.0 if k == y else math.exp(-far[b][k][y] / mean / tau)
+                def say(k: int, y: int, far: list = far[b], mean: float = mean, tau: float = tau) -> float:
+                    return 0.0 if k == y else math.exp(-far[k][y] / mean / tau)
 
                 for k in range(K):
                     row = sum(say(k, y) for y in range(K + 1))
@@ -89,7 +89,7 @@ def test_drift_equals_loops() -> None:
 
 
 def test_drift_s_gradient_is_the_force() -> None:
-    """-2 V / s' for each chunk, spread over its valid numbers, by autograd and by differences with the target held."""
+    """-2 V / s' for each chunk, spread over its valid numbers, by autograd and by differences, the target held."""
     chunks, action, valid = data()
     force, unit = drift_force(chunks * valid[:, None, :, None], (action * valid[..., None])[:, None], valid)
     chunks.requires_grad_()
