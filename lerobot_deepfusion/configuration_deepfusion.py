@@ -102,6 +102,12 @@ class DeepFusionConfig(PreTrainedConfig):
     # demonstrations the state alone tells them apart. At acting it is always seen.
     state_dropout: float = 0.0
 
+    # Learn actions as differences to the state at the observation, joint by joint, and make a chunk absolute when it
+    # is predicted: what comes in and goes out are absolute actions as ever.
+    relative_actions: bool = False
+    # Actions with one of these words in their names stay absolute, as LeRobot's option for pi0 has it.
+    relative_exclude_joints: list[str] = field(default_factory=lambda: ["gripper"])
+
     # Frames at the end of each episode that training leaves out. Actions behind the end are masked in any case.
     drop_n_last_frames: int = 0
 

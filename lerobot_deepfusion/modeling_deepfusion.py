@@ -26,6 +26,7 @@ from .inputs.dataset_facts import DatasetFacts
 from .inputs.images import random_shift
 from .inputs.points import stack_points
 from .inputs.prompt import expand_image_token, fit_tokens
+from .inputs.relative_actions import relative_lines, relative_sources
 from .inputs.task_checks import check_tasks
 from .llava.empty_weights import empty_weights, fill_empty
 from .llava.geometry import context_window
@@ -35,6 +36,7 @@ from .network.fusion import VlmStates
 from .network.given import Given, draw_mask, left_over
 from .network.lockstep import build_model, frozen_modules
 from .network.objective import ask, evaluation_times, few_step_chunk, losses, training_times
+from .network.relative import RelativeActions
 from .storage.checkpoint_place import has_shards
 from .storage.policy_files import StoredPolicy
 from .storage.trained_settings import BuiltSettings, adopt_names
@@ -100,6 +102,11 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         for name in ("image_mean", "image_std"):
             value = torch.tensor(config.vlm_config[name]).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
+        self.relative = (
+            RelativeActions(relative_sources(config), config.chunk_size) if config.relative_actions else None
+        )
+        if fresh:
+            self.measure_relative_actions(meta)
         self._compile()
         self._built = BuiltSettings(config)
         self.init_rtc_processor()
@@ -110,6 +117,11 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             set_precision(self, self.config.dtype)
             self.to(config.device)
         logger.info(self.describe())
+
+    def measure_relative_actions(self, meta: Any) -> None:
+        """Where actions are relative: take the statistics of a data set to train on, if there is one."""
+        if self.relative is not None and meta is not None:
+            self.relative.fill(*relative_lines(self.config, meta, relative_sources(self.config)))
 
     def _compile(self) -> None:
         self._denoise = self.model.denoise
@@ -189,6 +201,8 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             self._settle_cameras(batch)
         batch = fit_observation(config, batch)
         action, valid = fit_targets(config, batch)
+        if self.relative is not None:
+            action = self.relative.relative(action, batch[OBS_STATE])
         noise = sample_noise((len(action), config.num_flow_samples, *action.shape[1:]), action.device)
         time = self._training_times(*noise.shape[:2], action.device)
         noisy, velocity = ask(config.objective, action, noise, time)
@@ -274,6 +288,9 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         batch = fit_observation(config, batch)
         state = batch[OBS_STATE]
         shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
+        if self.relative is not None and rtc.get("prev_chunk_left_over") is not None:
+            left = rtc["prev_chunk_left_over"]
+            rtc["prev_chunk_left_over"] = self.relative.relative(left if left.ndim == 3 else left[None], state)
         noise = sample_noise(shape, state.device) if noise is None else fit_noise(noise, shape)
         with autocast(state.device, config.dtype):
             given = self._given_by_rtc(shape, state.device, rtc)
@@ -295,7 +312,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             else:
                 chunk = few_step_chunk(config.objective, answer, noise)
             chunk = chunk if given is None else given.put(chunk[:, None])[:, 0]
-        return check_chunk(chunk)
+        return check_chunk(chunk if self.relative is None else self.relative.absolute(chunk, state))
 
     def _given_by_rtc(self, shape: tuple[int, int, int], device: torch.device, rtc: dict[str, Any]) -> Given | None:
         """What a policy that was trained for real-time chunking goes on from."""

@@ -25,6 +25,7 @@ ARCHITECTURE = (
     "position_3d",
     "workspace_center",
     "objective",
+    "relative_actions",
     "max_state_dim",
     "max_action_dim",
 )

@@ -95,7 +95,12 @@ class StoredPolicy(PreTrainedPolicy):
             check_stored_statistics(config, source, hub)
         watch_rollouts()  # LeRobot's rollout loads the policy first, then connects the robot
         remember_commit(config, source, asked, hub.get("revision"))
-        return super().from_pretrained(source, config=config, strict=True, vlm_weights=False, **{**kwargs, **hub})
+        policy = super().from_pretrained(source, config=config, strict=True, vlm_weights=False, **{**kwargs, **hub})
+        policy.measure_relative_actions(meta)  # as LeRobot takes the data set's statistics in the checkpoint's place
+        return policy
+
+    def measure_relative_actions(self, meta: Any) -> None:
+        """See `DeepFusionPolicy`."""
 
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]
