@@ -141,6 +141,9 @@ class DeepFusionConfig(PreTrainedConfig):
     # `train_expert_only`, and so are adapters in it.
     knowledge_insulation: bool = False
 
+    # Act with an exponential moving average of the trained weights, of which each step keeps so much; 0 turns it off.
+    ema_decay: float = 0.0
+
     # AdamW and a cosine schedule with warmup that always ends at `--steps`; of a short run a tenth is warmup.
     optimizer_lr: float = 1e-4
     # Rates of the VLM's parts where they differ: its text model, the projector between its two, its vision tower.
@@ -175,6 +178,8 @@ class DeepFusionConfig(PreTrainedConfig):
             )
         if not 0 <= self.image_shift < 0.5:
             raise ValueError(f"policy.image_shift={self.image_shift}: choose a share in [0, 0.5)")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"policy.ema_decay={self.ema_decay}: choose a share in [0, 1), such as 0.999")
         if not 0 <= self.state_dropout < 1:
             raise ValueError(f"policy.state_dropout={self.state_dropout}: choose a share in [0, 1)")
 

@@ -17,7 +17,8 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "policy").glob("*.yaml
 
 def test_there_are_configs() -> None:
     assert {path.stem for path in CONFIGS} >= {
-        *("tiny", "onevision_0.5b", "onevision_0.5b_3d", "llava_1.5_7b", "llava_1.5_7b_lora")
+        *("tiny", "onevision_0.5b", "onevision_0.5b_3d", "onevision_0.5b_half", "onevision_0.5b_lora"),
+        *("llava_1.5_7b", "llava_1.5_7b_lora"),
     }
 
 
@@ -67,6 +68,10 @@ def test_config_parses_and_builds(path: Path) -> None:
     policy = config.policy
     assert policy.type == "deepfusion"
     assert policy.push_to_hub is False
+    flat = path.stem in ("onevision_0.5b", "onevision_0.5b_half", "onevision_0.5b_lora")
+    assert config.dataset.image_transforms.enable == flat  # the turn and shift among them would tear depth off
+    assert policy.num_flow_samples == 8 or "onevision" not in path.stem
+    assert (config.peft is not None) == path.stem.endswith("_lora")
     policy.input_features = {
         "observation.image": PolicyFeature(type=FeatureType.VISUAL, shape=(3, 96, 96)),
         "observation.state": PolicyFeature(type=FeatureType.STATE, shape=(4,)),
@@ -82,6 +87,7 @@ def test_config_parses_and_builds(path: Path) -> None:
         assert sum(p.numel() for p in DeepFusionPolicy(policy).parameters()) > 0
         return
     layers = build(policy).expert.backbone.layers
-    assert len(layers) == PUBLISHED[policy.vlm_path]["text_config"]["num_hidden_layers"]
+    depth = PUBLISHED[policy.vlm_path]["text_config"]["num_hidden_layers"]
+    assert len(layers) == (depth // 2 if path.stem.endswith("_half") else depth)
     # Under `kv` nothing projects the context, whatever the expert's width.
     assert all(layer.context_proj is None for layer in layers)

@@ -10,6 +10,7 @@ and keeps what the file has of other cases.
 | --what | measured |
 | --- | --- |
 | `acting` | one chunk, and of it the pass of the VLM and one denoise step (from chunks of all steps and of one) |
+| `evaluations` | one chunk by objective and by evaluations of the expert, and with given actions |
 | `training` | forward and backward pass of everything |
 | `expert_only` | the same with the VLM frozen |
 | `flow_samples` | training throughput in (noise, time) samples, eight to a VLM pass where the model can |
@@ -50,6 +51,7 @@ from .measures import ARMS, MEASURES, Options, prepare
 
 CASES = {
     "acting": ["S256-B1", "S256-B8", "M512-B1", "M512-GQA-B1", "M512-P1200-B1"],
+    "evaluations": ["M512-P1200-B1"],
     "training": ["S256-B1", "S256-B8", "M512-B1", "M512-P1200-B1"],
     "expert_only": ["S256-B1", "S256-B8"],
     "flow_samples": ["S256-B8"],

@@ -10,9 +10,11 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
 
-from lerobot_deepfusion.network.flow import euler_times, flow_error, interpolate
+from lerobot_deepfusion.network.flow import flow_error, interpolate
 from lerobot_deepfusion.network.fusion import Fusion
+from lerobot_deepfusion.network.given import Given
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
+from lerobot_deepfusion.network.objective import evaluation_times, few_step_chunk
 
 from .shapes import ACTION_DIM, IMAGE_TOKEN, STATE_DIM, Inputs, PatchEmbed, Shape
 
@@ -58,6 +60,9 @@ class DeepFusion(TrainedArm):
 
     Args:
         compiled: the denoise step compiled as `--policy.compile_model=true` does.
+        objective: by which it acts.
+        given: how many first actions are, as after training for real-time chunking; None for a network that knows
+            of none.
     """
 
     model: DeepFusionModel
@@ -69,8 +74,10 @@ class DeepFusion(TrainedArm):
         fusion: Fusion = "kv",
         time_conditioning: str = "token",
         compiled: bool = False,
+        objective: str = "flow",
+        given: int | None = None,
     ) -> None:
-        self.inputs = inputs
+        self.inputs, self.objective, self.given = inputs, objective, given
         self.model = deepfusion_model(shape, fusion, time_conditioning).to(inputs.state.device)
         self.vlm = self.model.perception
         self.valid = torch.ones_like(inputs.tokens, dtype=torch.bool)
@@ -89,12 +96,19 @@ class DeepFusion(TrainedArm):
         x = self.inputs
         states = self.model.project_contexts(self.model.prefill(x.pixels, x.tokens, self.valid))
 
-        schedule = iter(self.model.embed_time(euler_times(steps, x.state.device)).split(1, dim=2))
+        times = evaluation_times(self.objective, steps, x.state.device)
+        schedule = iter(self.model.embed_time(times).split(1, dim=2))
+        given = None
+        if self.given is not None:
+            mask = torch.arange(x.actions.shape[1], device=x.state.device)[None] < self.given
+            given = Given(mask, x.actions, self.model.embed_time(torch.zeros(1, 1, device=x.state.device)))
 
-        def velocity(noisy: Tensor, _: Tensor) -> Tensor:
-            return self.denoise(states, x.state, noisy[:, None], next(schedule))[:, 0].float()
+        def answer(noisy: Tensor, _: Tensor | None = None) -> Tensor:
+            return self.denoise(states, x.state, noisy[:, None], next(schedule), given)[:, 0].float()
 
-        return euler_integrate(velocity, x.noise[:, 0], steps)
+        if self.objective == "flow":
+            return euler_integrate(answer, x.noise[:, 0], steps)
+        return few_step_chunk(self.objective, answer, x.noise[:, 0])
 
 
 def deepfusion_model(shape: Shape, fusion: Fusion, time_conditioning: str) -> DeepFusionModel:

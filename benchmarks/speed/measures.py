@@ -29,6 +29,18 @@ ARMS: dict[str, Callable[..., Arm]] = {
     "literal plan": Literal,
     "floor": Floor,
 }
+# Ways to act, with the evaluations of the expert that each has.
+EVALUATIONS: dict[str, tuple[Callable[..., Arm], int]] = {
+    "deepfusion kv, 10": (DeepFusion, 10),
+    "deepfusion kv, 2": (DeepFusion, 2),
+    "deepfusion kv, 1": (DeepFusion, 1),
+    "deepfusion kv two_step": (partial(DeepFusion, objective="two_step"), 2),
+    "deepfusion kv drift": (partial(DeepFusion, objective="drift"), 1),
+    "deepfusion kv trained RTC, 10": (partial(DeepFusion, given=8), 10),
+    "deepfusion kv adarms, 10": (partial(DeepFusion, time_conditioning="adarms"), 10),
+    "deepfusion kv adarms trained RTC, 10": (partial(DeepFusion, time_conditioning="adarms", given=8), 10),
+    **{name: (ARMS[name], 10) for name in ("pi0", "smolvla", "molmoact2")},
+}
 TRAINED = [name for name in ARMS if name not in ("deepfusion kv compiled", "floor")]
 FLOW_SAMPLES = 8
 SWEEPS = {
@@ -112,6 +124,29 @@ def acting(case: str, options: Options) -> list[Row]:
         table.append(Row("acting, prefix", case, name, [1e3 * (single - step)], "ms"))
     if "literal plan" in arms:
         table += rows("acting / literal plan", case, whole, arms, "literal plan")
+    return table
+
+
+def evaluations(case: str, options: Options) -> list[Row]:
+    """A chunk by objective and number of evaluations, all beside pi0's ten; and what given actions add."""
+    shape = shape_of(case)
+    ours = "deepfusion kv" in options.arms
+    wanted = {
+        name: pair
+        for name, pair in EVALUATIONS.items()
+        if (ours if name.startswith("deepfusion") else name in options.arms)
+    }
+    arms, jobs = {}, {}
+    for name, (arm, steps) in wanted.items():
+        arms[name] = arm(shape, make_inputs(shape, 1, options.device))
+        arms[name].model.eval()
+        jobs[name] = partial(arms[name].act, steps)
+    seconds = timed(jobs, options)
+    table = rows("evaluations", case, seconds, arms)
+    for time in ("", " adarms") if ours else ():
+        plain, ours = f"deepfusion kv{time}, 10", f"deepfusion kv{time} trained RTC, 10"
+        both = {name: seconds[name] for name in (plain, ours)}
+        table += rows("evaluations / plain", case, both, arms, plain)[1:]
     return table
 
 
@@ -224,6 +259,7 @@ def roofline(case: str, options: Options) -> list[Row]:
 
 MEASURES: dict[str, Callable[[str, Options], list[Row]]] = {
     "acting": acting,
+    "evaluations": evaluations,
     "training": training,
     "expert_only": partial(training, frozen=True),
     "flow_samples": flow_samples,

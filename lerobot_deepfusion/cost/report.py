@@ -49,7 +49,7 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
         ("prompt", [prompt, lengths]),
         ("state", [_dimensions(config.robot_state_feature, config.max_state_dim)]),
         ("action", [_dimensions(config.action_feature, config.max_action_dim)]),
-        ("chunk", [f"{config.chunk_size} actions, {config.n_action_steps} executed"]),
+        ("chunk", [f"{config.chunk_size} actions, {config.n_action_steps} executed", *_objective(config)]),
         ("fusion", [config.fusion, *_layer_map(model)]),
         ("expert", [_expert(config, model)]),
         ("context", [f"{keys} an observation"]),
@@ -93,6 +93,20 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
         title = f"{name}, rank {rank}" if by_lora else name
         lines.append(f"             {title:32}{trained:>9} {cells[0]:>13} {cells[1]:>13}".rstrip())
     return "\n".join([describe(config, model), *lines])
+
+
+def _objective(config: DeepFusionConfig) -> list[str]:
+    """How a chunk comes about, where it is not as by default; and what it is relative to."""
+    lines = {
+        "flow": [],
+        "two_step": ["objective two_step: two evaluations of the expert"],
+        "drift": ["objective drift: one evaluation of the expert"],
+    }[config.objective]
+    if config.relative_actions:
+        lines.append("relative to the state, made absolute when predicted")
+    if config.rtc_training_max_delay:
+        lines.append(f"real-time chunking goes on from up to {config.rtc_training_max_delay} given actions")
+    return lines
 
 
 def _load(config: DeepFusionConfig, batch: int, samples: int = 1) -> memory.Workload:

@@ -21,7 +21,9 @@ from ..configuration_deepfusion import DeepFusionConfig
 from ..inputs.rollout_check import watch_rollouts
 from ..network.lockstep import DeepFusionModel
 from ..network.positions import build_positions
+from ..training.averaging import WeightAverage
 from ..training.precision import set_precision
+from .averaged_weights import read_average, write_average
 from .checkpoint_config import read_checkpoint_config, require_same_architecture
 from .checkpoint_place import pinned, remember_commit
 from .hub_push import safe_push, watch_publishing
@@ -43,6 +45,7 @@ class StoredPolicy(PreTrainedPolicy):
     config_class = DeepFusionConfig
     name = "deepfusion"
     model: DeepFusionModel
+    average: WeightAverage | None
 
     def __init__(self, config: DeepFusionConfig, flat_weights: bool = False) -> None:
         super().__init__(config)
@@ -97,6 +100,8 @@ class StoredPolicy(PreTrainedPolicy):
         remember_commit(config, source, asked, hub.get("revision"))
         policy = super().from_pretrained(source, config=config, strict=True, vlm_weights=False, **{**kwargs, **hub})
         policy.measure_relative_actions(meta)  # as LeRobot takes the data set's statistics in the checkpoint's place
+        if config.ema_decay:
+            read_average(policy, source, hub, acts=meta is None)
         return policy
 
     def measure_relative_actions(self, meta: Any) -> None:
@@ -143,9 +148,13 @@ class StoredPolicy(PreTrainedPolicy):
             return
         given = {} if GATHERS else {"state_dict": state_dict}
         weights = (self.state_dict() if state_dict is None else state_dict).values()
+        resumes = save_directory.name == PRETRAINED_MODEL_DIR  # lerobot-train's checkpoint
         with whole_save(save_directory, sum(value.numel() * value.element_size() for value in weights)) as partial:
-            save(partial, **given)
-        if save_directory.name == PRETRAINED_MODEL_DIR:  # lerobot-train's checkpoint: AdamW's two moments follow
+            with nullcontext() if self.average is None or resumes else self.average.showing():
+                save(partial, **given)
+            if self.average is not None and resumes:
+                write_average(self.average, partial)
+        if resumes:  # AdamW's two moments follow
             warn_of_little_room(save_directory, sum(8 * p.numel() for p in self.parameters() if p.requires_grad))
 
     def push_model_to_hub(

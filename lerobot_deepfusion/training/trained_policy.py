@@ -9,6 +9,7 @@ from torch import nn
 
 from ..network.lockstep import DeepFusionModel, frozen_modules
 from .adapters import LORA_TARGETS, TRAINED_WHOLE, check_adapter_targets
+from .averaging import WeightAverage
 from .optimizer import parameter_groups
 from .precision import set_precision
 
@@ -23,6 +24,14 @@ class TrainedPolicy(Policy):
 
     config: Any  # a `DeepFusionConfig`
     model: DeepFusionModel
+    average: WeightAverage | None = None
+
+    def update(self) -> None:
+        """LeRobot calls this after every step of the optimizer."""
+        if self.config.ema_decay:
+            if self.average is None:
+                self.average = WeightAverage(self, self.config.ema_decay)
+            self.average.update()
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Policy:
         """LeRobot's, after which the base weights are frozen and so follow `config.dtype`."""
@@ -34,8 +43,10 @@ class TrainedPolicy(Policy):
         return wrapped
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for what is trained; frozen parts stay in evaluation mode."""
+        """Training mode for what is trained; frozen parts stay in evaluation mode, where the average acts."""
         super().train(mode)
+        if self.average is not None:
+            self.average.show(not mode)
         for module in frozen_modules(self.config, self.model):
             if not any(parameter.requires_grad for parameter in module.parameters()):  # no adapters within
                 module.eval()
