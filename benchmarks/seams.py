@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,10 @@ def run(args: argparse.Namespace) -> None:
                 write(args.table, [*rows, {**about, **found, "episodes": args.episodes, **where}])
 
 
-def write(table: Path, rows: list[dict[str, Any]]) -> None:
+def write(table: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -1,0 +1,115 @@
+"""A robot whose base, or whose zero, is elsewhere than in training: absolute actions beside relative ones.
+
+    python -m benchmarks.shifted_base --out outputs/shifted_base   # trains what it lacks, judges, prints the table
+    python -m benchmarks.shifted_base --report                     # the table of what is there
+
+The path of `benchmarks.objectives.fork`, always past the left, with actions that say where to be next. When it is
+judged, state and actions count from somewhere else by so much of the picture's width, and the picture is as ever.
+Rows go into `benchmarks/results/shifted_base.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from .objectives.fork import FEATURES, STEP, TEXT, Fork
+from .objectives.run import build
+from .report import machine
+from .seams import write
+from .study import arms as study
+from .study.data import Demonstrations
+from .study.results import WHERE, load, rate
+from .study.run import FIRST_ENVIRONMENT, train
+
+RESULTS = Path(__file__).parent / "results" / "shifted_base.csv"
+SHIFTS, EPISODES, STEPS, SEEDS = (0.0, 0.05, 0.1, 0.3), 100, 500, (0, 1, 2)
+ARMS = {"absolute": {}, "relative": {"relative_actions": True}}
+COLUMNS = ("run", "arm", "seed", "shift", "steps", "loss", "cpu_minutes", "successes", "episodes", *WHERE)
+NAMES = ["x", "y"]  # of state and action alike, which is how they are paired
+
+
+def record(root: Path, episodes: int = 60) -> None:
+    """Demonstrations past the left; an action is the place to be at next."""
+    features = {**FEATURES, "action": {**FEATURES["action"], "names": NAMES}}
+    data = LeRobotDataset.create("local/shifted_base", fps=10, features=features, root=root, use_videos=False)
+    rng = np.random.default_rng(0)
+    for index in range(episodes):
+        fork = Fork(100_000 + index)
+        while not fork.over:
+            action = fork.expert(-1)
+            frame = {"observation.image": fork.picture(), "observation.state": fork.place.astype(np.float32)}
+            data.add_frame({**frame, "action": (fork.place + STEP * action).astype(np.float32), "task": TEXT})
+            fork.step(action + 0.1 * rng.standard_normal(2))
+        data.save_episode()
+    data.finalize()
+
+
+@torch.no_grad()
+def judge(policy: Any, before: Any, after: Any, shift: float, episodes: int) -> int:
+    """Episodes that succeed where state and actions count from `shift` further left."""
+    torch.manual_seed(FIRST_ENVIRONMENT)
+    policy.reset()
+    forks, base = [Fork(FIRST_ENVIRONMENT + index) for index in range(episodes)], np.array([shift, 0.0])
+    while not all(fork.over for fork in forks):
+        seen = np.stack([fork.picture() for fork in forks])
+        batch = {
+            "observation.image": torch.from_numpy(seen).permute(0, 3, 1, 2) / 255,
+            "observation.state": torch.tensor(np.stack([f.place + base for f in forks]), dtype=torch.float32),
+            "task": [TEXT] * episodes,
+        }
+        for fork, action in zip(forks, after(policy.select_action(before(batch))).numpy(), strict=True):
+            fork.step((action - base - fork.place) / STEP)
+    return sum(fork.won for fork in forks)
+
+
+def run(arm: str, seed: int, out: Path) -> list[dict[str, Any]]:
+    """One policy, trained and judged at each shift."""
+    data = Demonstrations(out / "data")
+    torch.manual_seed(seed)
+    policy, before, after = build("flow", data, num_flow_samples=4, **ARMS[arm])
+    name = f"{arm}-{STEPS}s-{seed}"
+    found = train(policy, before, data, study.Run("fork", arm, 0, seed, given_steps=STEPS))
+    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
+    about = {"run": name, "arm": arm, "seed": seed, "episodes": EPISODES, **found, **where}
+    return [{**about, "shift": shift, "successes": judge(policy, before, after, shift, EPISODES)} for shift in SHIFTS]
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"| actions | {' | '.join(f'zero off by {shift:g}' for shift in SHIFTS)} |\n|{' --- |' * (len(SHIFTS) + 1)}"
+    )
+    for arm in ARMS:
+        cells = []
+        for shift in SHIFTS:
+            group = [row for row in rows if (row["arm"], row["shift"]) == (arm, shift)]
+            each = ", ".join(f"{row['successes'] / row['episodes']:.0%}" for row in group)
+            cells.append(f"**{rate(group)[0]:.0%}** ({each})" if group else "")
+        print(f"| {arm} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/shifted_base"))
+    parser.add_argument("--table", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="run nothing; report what is there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not args.report:
+        if not (args.out / "data").exists():
+            record(args.out / "data")
+        for seed in SEEDS:
+            for arm in ARMS:
+                rows = load(args.table)
+                if f"{arm}-{STEPS}s-{seed}" not in {row["run"] for row in rows}:
+                    write(args.table, [*rows, *run(arm, seed, args.out)], COLUMNS)
+    report(load(args.table))
+
+
+if __name__ == "__main__":
+    main()
