@@ -84,8 +84,12 @@ def offline(actions: Path) -> None:
     DeepFusionPolicy.select_action = recorded
 
 
+EVERYTHING = "objective=drift num_flow_samples=2 rtc_training_max_delay=3 relative_actions=true ema_decay=0.9"
+
+
 @pytest.mark.slow
-def test_checkpoint_stands_alone_in_the_commands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["", EVERYTHING])
+def test_checkpoint_stands_alone_in_the_commands(tmp_path: Path, options: str) -> None:
     """lerobot-train from a LLaVA on disk; with that gone, resume and lerobot-eval, without any connection.
 
     The actions of the evaluation are the same to the bit as before.
@@ -94,7 +98,8 @@ def test_checkpoint_stands_alone_in_the_commands(tmp_path: Path) -> None:
     llava, out = write_llava(tmp_path / "llava", "clip_llama"), tmp_path / "train"
     dataset = write_noise(tmp_path / "data", ("image",), 2, 2)
     vlm = [f"--policy.vlm_path={llava}", "--policy.tokenizer_max_length=64"]
-    train = [f"--config_path={TINY_YAML}", *dataset, *vlm, *SHORT, "--steps=2", f"--output_dir={out}"]
+    more = [f"--policy.{option}" for option in options.split()]
+    train = [f"--config_path={TINY_YAML}", *dataset, *vlm, *more, *SHORT, "--steps=2", f"--output_dir={out}"]
     log = run("lerobot-train", *train)
     assert str(llava) in log
     saved = out / "checkpoints/last/pretrained_model"
@@ -111,6 +116,7 @@ def test_checkpoint_stands_alone_in_the_commands(tmp_path: Path) -> None:
     evaluate = ["lerobot-eval", f"--policy.path={moved}", *evaluation, f"--output_dir={tmp_path}/eval2"]
     run(*evaluate, inside=partial(offline, after))
     assert (tmp_path / "eval2/eval_info.json").exists()
+    assert (moved / "averaged.safetensors").exists() == ("ema" in options)
     assert len(before.read_bytes()) == 8 * 2 * 4
     assert before.read_bytes() == after.read_bytes()
 

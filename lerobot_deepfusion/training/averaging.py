@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -30,7 +32,8 @@ class WeightAverage:
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if any("lora_" in name for name in self.parameters):
             raise ValueError("policy.ema_decay averages whole weights and no adapters; leave it out with --peft")
-        if any(type(p) is not nn.Parameter or "_flat_param" in name for name, p in self.parameters.items()):
+        sharded = any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
+        if sharded or any(isinstance(p, DTensor) for p in self.parameters.values()):
             raise ValueError(
                 "policy.ema_decay averages whole weights, and these are spread over processes (FSDP); leave it out, "
                 "or train with DDP"

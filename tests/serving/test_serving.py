@@ -324,6 +324,27 @@ def test_real_time_chunking_needs_no_gradient(checkpoint: Path, monkeypatch: pyt
         assert torch.equal(one.chunk, other.chunk)
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("two_ticks_a_chunk")
+@pytest.mark.parametrize(("objective", "evaluations"), [("flow", 5), ("two_step", 2), ("drift", 1)])
+def test_trained_real_time_chunking_goes_on(
+    checkpoint: Path, tmp_path: Path, objective: str, evaluations: int
+) -> None:
+    """LeRobot's engine gives what is executed meanwhile, and the chunk has it to the bit, with no evaluation more."""
+    trained = tmp_path / "trained"
+    shutil.copytree(checkpoint, trained)
+    config = json.loads((trained / "config.json").read_text())
+    config |= {"objective": objective, "num_flow_samples": 2, "rtc_training_max_delay": 3}
+    (trained / "config.json").write_text(json.dumps(config))
+    run = run_engine(trained, chunks=4)
+    assert run.gradients == 4 * evaluations * [(False, False)]
+    for last, new in itertools.pairwise(run.predictions):
+        left_over = new.rtc["prev_chunk_left_over"]
+        assert torch.equal(left_over[:3], last.chunk[0, 3:])
+        assert torch.equal(new.chunk[0, :2], left_over[:2])
+        assert not torch.equal(new.chunk[0, 2:4], left_over[2:4])
+
+
 # --- lerobot-rollout --------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.storage.averaged_weights import FILE
@@ -129,6 +130,16 @@ def test_an_average_of_other_weights_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_decay(decay: float) -> None:
     with pytest.raises(ValueError, match=r"policy.ema_decay=.*choose a share in \[0, 1\)"):
         make_config(ema_decay=decay)
+
+
+def test_weights_in_shards_are_refused() -> None:
+    """As FSDP has it, which puts itself around each layer."""
+    policy, *_ = make(ema_decay=DECAY)
+    around = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    torch.nn.Module.__init__(around)
+    policy.model.expert.around = around
+    with pytest.raises(ValueError, match="spread over processes"):
+        policy.update()
 
 
 def test_adapters_are_refused() -> None:
