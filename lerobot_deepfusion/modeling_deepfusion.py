@@ -26,6 +26,7 @@ from .inputs.dataset_facts import DatasetFacts
 from .inputs.images import random_shift
 from .inputs.points import stack_points
 from .inputs.prompt import expand_image_token, fit_tokens
+from .inputs.real_time import given_by_rtc
 from .inputs.relative_actions import relative_lines, relative_sources
 from .inputs.task_checks import check_tasks
 from .llava.empty_weights import empty_weights, fill_empty
@@ -33,7 +34,7 @@ from .llava.geometry import context_window
 from .llava.reader import check_vlm_config, read_tokenizer, read_vlm_config
 from .llava.tiny import TINY
 from .network.fusion import VlmStates
-from .network.given import Given, draw_mask, left_over
+from .network.given import Given, draw_mask
 from .network.lockstep import build_model, frozen_modules
 from .network.objective import ask, evaluation_times, few_step_chunk, losses, training_times
 from .network.relative import RelativeActions
@@ -255,7 +256,6 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
 
     def reset(self) -> None:
         """Forget the actions still queued; to be called when an episode starts."""
-        self._told_delay = False
         self._action_queue: deque[Tensor] = deque()
         self._queued_steps = self.config.n_action_steps
 
@@ -293,7 +293,8 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             rtc["prev_chunk_left_over"] = self.relative.relative(left if left.ndim == 3 else left[None], state)
         noise = sample_noise(shape, state.device) if noise is None else fit_noise(noise, shape)
         with autocast(state.device, config.dtype):
-            given = self._given_by_rtc(shape, state.device, rtc)
+            from_rtc = given_by_rtc(config, shape, rtc)
+            given = from_rtc and self._given(*(value.to(state.device) for value in from_rtc))
             states = self.model.project_contexts(self._observe(batch))
             # The schedule is known: one pass of the time branch serves all steps.
             times = evaluation_times(config.objective, config.num_inference_steps, state.device)
@@ -305,30 +306,13 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
 
             if config.objective == "flow":
                 guided = self._rtc_enabled() and given is None
-                processor = self.rtc_processor if guided or given is None else None
                 chunk = euler_integrate(
-                    answer, noise, times.shape[1], rtc_processor=processor, rtc_enabled=guided, **rtc
+                    answer, noise, times.shape[1], rtc_processor=self.rtc_processor, rtc_enabled=guided, **rtc
                 )
             else:
                 chunk = few_step_chunk(config.objective, answer, noise)
             chunk = chunk if given is None else given.put(chunk[:, None])[:, 0]
         return check_chunk(chunk if self.relative is None else self.relative.absolute(chunk, state))
-
-    def _given_by_rtc(self, shape: tuple[int, int, int], device: torch.device, rtc: dict[str, Any]) -> Given | None:
-        """What a policy that was trained for real-time chunking goes on from."""
-        most = self.config.rtc_training_max_delay
-        if not (most and self._rtc_enabled()):
-            return None
-        delay = rtc.get("inference_delay") or 0
-        if delay > most and not self._told_delay:
-            self._told_delay = True
-            logger.warning(
-                f"real-time chunking expects a delay of {delay} actions and the policy learned to go on from up to "
-                f"{most} (policy.rtc_training_max_delay): the seam to the next chunk may jump. Train with more, or "
-                "make inference faster"
-            )
-        mask, actions = left_over(rtc.get("prev_chunk_left_over"), min(delay, most), shape)
-        return self._given(mask.to(device), actions.to(device))
 
     def _current_config(self) -> DeepFusionConfig:
         """The config, whose run-time settings count from now on.

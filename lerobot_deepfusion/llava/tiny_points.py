@@ -10,6 +10,7 @@ Axis letters: B batch, C cameras, M points of a camera, N tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class TinyPointsConfig(PreTrainedConfig):
         num_tokens: int = 8,
         hidden_size: int = 96,
         one_cloud: bool = True,
-        centre: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        centre: Sequence[float] = (0.0, 0.0, 0.0),
         scale: float = 8.0,
         **kwargs: Any,
     ) -> None:

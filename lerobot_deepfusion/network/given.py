@@ -37,36 +37,3 @@ def draw_mask(action: Tensor, max_delay: int) -> Tensor:
     """Which actions of chunks [B, T, A] are given in training: the first d, with d from 0 to `max_delay` alike."""
     delay = torch.randint(max_delay + 1, (len(action), 1), device=action.device)
     return torch.arange(action.shape[1], device=action.device) < delay
-
-
-def left_over(previous: Tensor | None, delay: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """What is given when acting.
-
-    Args:
-        previous: normalised actions of the chunk before that were not executed when the observation was made,
-            [B, R, A] or [R, A]; None for a first chunk.
-        delay: how many of them will be executed before the new chunk is there.
-        shape: [B, T, A] of that.
-
-    Returns:
-        A mask [1, T] and actions [B, T, A]; of a first chunk, or without a delay, nothing is given.
-
-    Raises:
-        ValueError: if `previous` has another batch or action size, or numbers that are none.
-    """
-    batch, size, dim = shape
-    if previous is None:
-        previous = torch.zeros(batch, 0, dim)
-    previous = previous if previous.ndim == 3 else previous[None]
-    if previous.ndim != 3 or previous.shape[-1] != dim or len(previous) not in (1, batch):
-        raise ValueError(
-            f"prev_chunk_left_over has the shape {tuple(previous.shape)}; expected [{batch}, actions left, {dim}], "
-            "normalised as predict_action_chunk returns them"
-        )
-    count = max(0, min(delay, previous.shape[1], size - 1))
-    taken = previous[:, :count]
-    if not torch.isfinite(taken).all():
-        raise ValueError("prev_chunk_left_over has numbers that are not finite; nothing can continue them")
-    actions = torch.zeros(shape, dtype=torch.float32, device=previous.device)
-    actions[:, :count] = taken
-    return torch.arange(size, device=previous.device)[None] < count, actions

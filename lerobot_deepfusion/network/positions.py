@@ -111,7 +111,7 @@ class CloudPositions(nn.Module):
             num_tokens=vlm_config.vision_config.num_tokens,
             hidden_size=vlm_config.text_config.hidden_size,
             one_cloud=one_cloud,
-            centre=tuple(centre),
+            centre=centre,
         )
         self.tower = AutoModel.from_config(config)
         if flat:

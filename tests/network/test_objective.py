@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lerobot_deepfusion.network.drift import TEMPERATURES, drift_force, drift_losses
-from lerobot_deepfusion.network.given import draw_mask, left_over
+from lerobot_deepfusion.network.given import draw_mask
 from lerobot_deepfusion.network.objective import (
     OBJECTIVES,
     ask,
@@ -225,17 +225,3 @@ def test_given_actions_are_the_first() -> None:
     counts = mask.sum(1)
     assert torch.equal(mask, torch.arange(T) < counts[:, None])
     assert all(abs((counts == n).sum() - 800) < 130 for n in range(5))
-
-
-def test_what_is_left_over() -> None:
-    left = torch.arange(12.0).view(1, 4, 3)
-    mask, actions = left_over(left, 2, (2, T, A))
-    assert mask.tolist() == [[True, True, False, False, False]]
-    assert torch.equal(actions[1, :2], left[0, :2])
-    assert left_over(left[0], 9, (1, T, A))[0].sum() == 4  # no more than there are
-    assert left_over(torch.zeros(1, 9, A), 9, (1, T, A))[0].sum() == T - 1  # nor a whole chunk
-    assert left_over(None, 3, (2, T, A))[0].sum() == 0
-    with pytest.raises(ValueError, match=r"prev_chunk_left_over has the shape \(1, 4, 3\); expected \[1, "):
-        left_over(left, 2, (1, T, A + 1))
-    with pytest.raises(ValueError, match="not finite"):
-        left_over(left * torch.nan, 2, (1, T, A))
