@@ -1,5 +1,5 @@
 # `make demo` and `make test` need nothing but Python 3.12 and this clone.
-.PHONY: setup demo demo-faucet test test-fast lint
+.PHONY: setup demo demo-faucet demo-3d test test-fast lint
 PYTHON ?= python
 # Compiled modules are kept whatever the machine says: LeRobot imports three times as fast.
 export PYTHONDONTWRITEBYTECODE =
@@ -17,6 +17,9 @@ demo: setup
 
 demo-faucet: setup
 	.venv/bin/python examples/demo.py --recipe faucet
+
+demo-3d: setup
+	.venv/bin/python examples/demo.py --recipe push_3d
 
 test: setup
 	$(PYTEST)

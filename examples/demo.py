@@ -2,10 +2,11 @@
 
     python examples/demo.py                   # push a puck to a goal (`make demo`)
     python examples/demo.py --recipe faucet   # two tasks in one scene, which only the instruction tells apart
+    python examples/demo.py --recipe push_3d  # the first one with a depth camera
 
 Every stage is one of LeRobot's or this package's own commands; they are printed, and can be run by hand.
 Leaves `outputs/demo/<recipe>/`: data, checkpoint, evaluation, `success.mp4`, `strip.png`, `report.png` and
-`report.json`.
+`report.json`; with depth also `space.png` and `space.rrd`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ ENVIRONMENT = {
 RECIPES = {
     "push": {"task": "push-v3", "episodes": 160, "config": "tiny.yaml"},
     "faucet": {"task": "one-faucet-open,one-faucet-close", "episodes": 60, "config": "tiny_faucet.yaml"},
+    "push_3d": {"task": "push-v3", "episodes": 160, "config": "tiny_3d.yaml", "depth": True},
 }
 
 
@@ -59,10 +61,11 @@ def run(command: str, log: Path | None = None) -> None:
         sys.exit(f"stopped with exit code {process.returncode}: {command}")
 
 
-def evaluate(checkpoint: Path, out: Path, task: str, episodes: int) -> dict[str, float]:
+def evaluate(checkpoint: Path, out: Path, recipe: dict, episodes: int) -> dict[str, float]:
     """Success of a checkpoint on each task, by lerobot-eval; its seeds start at 1000."""
     run(
-        f"lerobot-eval --policy.path={checkpoint} --policy.device=cpu --env.type=metaworld_fast --env.task={task} "
+        f"lerobot-eval --policy.path={checkpoint} --policy.device=cpu --env.type=metaworld_fast "
+        f"--env.task={recipe['task']} {'--env.depth=true ' * recipe.get('depth', False)}"
         f"--eval.n_episodes={episodes} --eval.batch_size=2 --seed=1000 --output_dir={out}"
     )
     per_task = json.loads((ROOT / out / "eval_info.json").read_text())["per_task"]
@@ -133,7 +136,7 @@ def main() -> None:
     if not (ROOT / data).exists():
         run(
             f"deepfusion demos --task {recipe['task']} --episodes {args.demos or recipe['episodes']} --noise 0.1 "
-            f"--root {data}"
+            f"{'--depth ' * recipe.get('depth', False)}--root {data}"
         )
     stage("demonstrations")
     train = (
@@ -143,14 +146,16 @@ def main() -> None:
     for name in ("untrained", "trained"):
         shutil.rmtree(ROOT / out / name, ignore_errors=True)
     run(f"{train} --steps=1 --output_dir={out}/untrained")
-    before = evaluate(out / "untrained/checkpoints/last/pretrained_model", out / "before", recipe["task"], 10)
+    before = evaluate(out / "untrained/checkpoints/last/pretrained_model", out / "before", recipe, 10)
     stage("before training")
     log = ROOT / out / "train.log"
     run(f"{train} --output_dir={out}/trained" + (f" --steps={args.steps}" if args.steps else ""), log)
     stage("training")
     checkpoint = out / "trained/checkpoints/last/pretrained_model"
-    after = evaluate(checkpoint, out / "after", recipe["task"], args.episodes)
+    after = evaluate(checkpoint, out / "after", recipe, args.episodes)
     stage("evaluation")
+    if recipe.get("depth"):
+        run(f"deepfusion space {data} --output-dir {out}")
 
     folder = ROOT / out
     video = sorted((folder / "after" / "videos").glob("*/*.mp4"))[0]
