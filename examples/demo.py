@@ -2,7 +2,7 @@
 
     python examples/demo.py                   # push a puck to a goal (`make demo`)
     python examples/demo.py --recipe faucet   # two tasks in one scene, which only the instruction tells apart
-    python examples/demo.py --recipe push_3d  # the first one with a depth camera
+    python examples/demo.py --recipe push_3d  # the first one, by a camera with depth that stands elsewhere each time
 
 Every stage is one of LeRobot's or this package's own commands; they are printed, and can be run by hand.
 Leaves `outputs/demo/<recipe>/`: data, checkpoint, evaluation, `success.mp4`, `strip.png`, `report.png` and
@@ -34,7 +34,7 @@ ENVIRONMENT = {
 RECIPES = {
     "push": {"task": "push-v3", "episodes": 160, "config": "tiny.yaml"},
     "faucet": {"task": "one-faucet-open,one-faucet-close", "episodes": 60, "config": "tiny_faucet.yaml"},
-    "push_3d": {"task": "push-v3", "episodes": 160, "config": "tiny_3d.yaml", "depth": True},
+    "push_3d": {"task": "push-v3", "episodes": 100, "config": "tiny_3d.yaml", "camera_poses": "wide_train"},
 }
 
 
@@ -65,11 +65,16 @@ def evaluate(checkpoint: Path, out: Path, recipe: dict, episodes: int) -> dict[s
     """Success of a checkpoint on each task, by lerobot-eval; its seeds start at 1000."""
     run(
         f"lerobot-eval --policy.path={checkpoint} --policy.device=cpu --env.type=metaworld_fast "
-        f"--env.task={recipe['task']} {'--env.depth=true ' * recipe.get('depth', False)}"
+        f"--env.task={recipe['task']} {_space(recipe, '--env.depth=true --env.camera_poses=')}"
         f"--eval.n_episodes={episodes} --eval.batch_size=2 --seed=1000 --output_dir={out}"
     )
     per_task = json.loads((ROOT / out / "eval_info.json").read_text())["per_task"]
     return {entry["task_group"]: sum(entry["metrics"]["successes"]) / episodes for entry in per_task}
+
+
+def _space(recipe: dict, options: str) -> str:
+    """Options of a recipe with depth, in front of where cameras stand."""
+    return f"{options}{recipe['camera_poses']} " if "camera_poses" in recipe else ""
 
 
 def losses(log: str, checkpoint: Path) -> list[tuple[int, float]]:
@@ -136,7 +141,7 @@ def main() -> None:
     if not (ROOT / data).exists():
         run(
             f"deepfusion demos --task {recipe['task']} --episodes {args.demos or recipe['episodes']} --noise 0.1 "
-            f"{'--depth ' * recipe.get('depth', False)}--root {data}"
+            f"{_space(recipe, '--depth --camera-poses=')}--root {data}"
         )
     stage("demonstrations")
     train = (
@@ -154,7 +159,7 @@ def main() -> None:
     checkpoint = out / "trained/checkpoints/last/pretrained_model"
     after = evaluate(checkpoint, out / "after", recipe, args.episodes)
     stage("evaluation")
-    if recipe.get("depth"):
+    if "camera_poses" in recipe:
         run(f"deepfusion space {data} --output-dir {out}")
 
     folder = ROOT / out

@@ -87,7 +87,8 @@ class DeepFusionConfig(PreTrainedConfig):
     # Cameras that the data set lacks: slots `observation.images.empty_camera_<i>`, masked out.
     empty_cameras: int = 0
     # What the policy sees in three dimensions, of cameras with depth: nothing (`none`), or the place of each patch in
-    # the frame of its `camera`, or of the robot's base (`world`), which needs the cameras' poses.
+    # the frame of its `camera`, or of the robot's base (`world`), which needs the cameras' poses. `cloud`, of `tiny`,
+    # is `world` without the pictures' own tokens: for cameras that may stand elsewhere than in training.
     position_3d: str = "none"
     # Intrinsics and pose by camera; see `inputs.calibration`. Filled from the data set.
     camera_calibration: dict[str, Any] | None = None
@@ -249,6 +250,12 @@ class DeepFusionConfig(PreTrainedConfig):
                 f"policy.position_3d={self.position_3d} and none of the cameras {self.cameras} has depth: expected a "
                 f"feature such as {depth_key(self.cameras[0])} of the shape (1, height, width). Record with "
                 "use_depth, or set policy.position_3d=none"
+            )
+        if self.position_3d == "cloud" and self.depth_cameras != self.cameras:
+            unseen = [camera for camera in self.cameras if camera not in self.depth_cameras]
+            raise ValueError(
+                f"policy.position_3d=cloud sees points alone, and the cameras {unseen} have no depth. Leave them out "
+                "of policy.input_features, or use policy.position_3d=world"
             )
         if self.camera_calibration is not None:
             check_calibration(self.camera_calibration, self.cameras)

@@ -336,3 +336,49 @@ def test_a_base_whose_cameras_with_depth_are_all_absent_does_not_train() -> None
         ValueError, match=r"none of the cameras \['observation\.images\.empty_camera_0', .* has depth"
     ):
         loss(space.train(), batch)
+
+
+# --- points alone -----------------------------------------------------------------------------------------
+
+
+def cloud_of(**changes: Any) -> DeepFusionConfig:
+    """One camera, with depth."""
+    return make_config(("images.top",), position_3d="cloud", **changes)
+
+
+def test_a_cloud_has_no_tower_for_pictures(tmp_path: Path) -> None:
+    """No such weights, and its tokens are those of its points alone; a checkpoint acts to the bit."""
+    policy = policy_of(cloud_of())
+    names = [name for name, _ in policy.named_parameters()]
+    assert not [name for name in names if "vision_tower" in name or "projector" in name]
+    batch = batch_of(policy.config)
+    loss(policy.train(), batch).backward()
+    assert all(p.grad is not None and p.grad.any() for p in policy.model.position_3d.parameters())
+    world = policy_of(make_config(("images.top",), position_3d="world"))
+    world.model.load_state_dict(policy.model.state_dict(), strict=False)
+    for weight in world.model.perception.multi_modal_projector.parameters():
+        torch.nn.init.zeros_(weight)
+    assert torch.allclose(chunk(world, batch), chunk(policy, batch), atol=1e-6)
+    policy.save_pretrained(tmp_path)
+    assert torch.equal(chunk(DeepFusionPolicy.from_pretrained(tmp_path), batch), chunk(policy, batch))
+
+
+def test_a_cloud_without_depth_is_blind() -> None:
+    """A covered sensor leaves nothing of the picture, and colours count where there is depth."""
+    policy = policy_of(cloud_of())
+    batch = batch_of(policy.config)
+    other = {**batch, TOP: batch[TOP].flip(0)}
+    assert not torch.equal(chunk(policy, batch), chunk(policy, other))
+    covered = [{**some, depth_key(TOP): torch.zeros_like(batch[depth_key(TOP)])} for some in (batch, other)]
+    assert torch.equal(*(chunk(policy, some) for some in covered))
+
+
+def test_what_a_cloud_can_not_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sees points alone, and the cameras .*wrist.* have no depth"):
+        config_of("cloud").validate_features()
+    with pytest.raises(ValueError, match=r"leaves the pictures' tokens out.* it is for policy.vlm_path=tiny"):
+        DeepFusionPolicy(cloud_of(vlm_path=str(write_llava(tmp_path / "llava", "clip_llama"))))
+    flat = policy_of(make_config(("images.top",)))
+    flat.save_pretrained(tmp_path / "flat")
+    with pytest.raises(ValueError, match=r"position_3d='cloud' \(checkpoint: 'none'\)"):
+        DeepFusionPolicy.from_pretrained(tmp_path / "flat", config=cloud_of(), dataset_meta=SimpleNamespace())

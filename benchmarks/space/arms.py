@@ -52,20 +52,18 @@ class Arm:
         position_3d: of the policy.
         change: made to every batch, in training and when it is judged.
         at_test: names of further changes to judge the trained policy with.
-        picture: whether the tower for pictures says anything; the one for points sees colours all the same.
     """
 
     says: str
     position_3d: str = "none"
     change: Change | None = None
     at_test: dict[str, Change] = field(default_factory=dict)
-    picture: bool = True
 
 
 ARMS = {
     "flat": Arm("pictures alone"),
     "world": Arm("points in the robot's frame", "world", at_test={"no depth": no_depth}),
-    "points": Arm("points in the robot's frame, no tokens of the picture", "world", picture=False),
+    "points": Arm("points in the robot's frame, no tokens of the picture", "cloud"),
     "camera": Arm("points in the camera's frame", "camera"),
     "pose": Arm("pictures, and the camera's pose in the state", change=pose_in_state),
     "rays": Arm("points a metre along each ray in the robot's frame", "world", rays),

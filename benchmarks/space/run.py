@@ -17,8 +17,6 @@ import torch
 from lerobot.datasets.compute_stats import get_feature_stats
 from lerobot.policies.factory import make_policy_config, make_pre_post_processors
 from lerobot.utils.feature_utils import dataset_to_policy_features
-from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
 
 import lerobot_policy_deepfusion  # noqa: F401
 from lerobot_deepfusion.inputs.calibration import before_the_cameras
@@ -48,13 +46,7 @@ def build(arm: Arm, data: Demonstrations) -> tuple[DeepFusionPolicy, Any, Any]:
     config.set_dataset_feature_metadata(features)
     config.workspace_center = before_the_cameras(config, stats)
     policy = DeepFusionPolicy(config)
-    if not arm.picture:
-        policy.model.perception.vision_tower.register_forward_hook(_nothing)
     return policy, *make_pre_post_processors(config, dataset_stats=stats)
-
-
-def _nothing(tower: nn.Module, inputs: Any, output: Any) -> BaseModelOutput:
-    return BaseModelOutput(last_hidden_state=torch.zeros_like(output.last_hidden_state))
 
 
 def both(first: Change | None, second: Change | None) -> Change | None:

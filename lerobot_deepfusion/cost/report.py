@@ -9,6 +9,7 @@ from ..llava.geometry import context_window
 from ..network.fusion import vlm_layers_needed
 from ..network.lockstep import DeepFusionModel
 from ..network.part_names import EXPERT, PARTS, TEXT, VISION
+from ..network.positions import IN_WORLD
 from . import memory
 
 # Ways to train: what is trained, and whether by LoRA.
@@ -35,7 +36,8 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
         f"of at most {context_window(model.perception.config)}"
     )
     prompt = "the VLM's chat template" if config.vlm_config is None else repr(config.vlm_config["prompt"])
-    depth = f", depth in the frame of {'the robot' if config.position_3d == 'world' else 'the camera'}"
+    depth = f", depth in the frame of {'the robot' if config.position_3d in IN_WORLD else 'the camera'}"
+    depth += " alone" * (config.position_3d == "cloud")
     cameras = [
         f"{camera}: {size} x {size} pixels, {tokens} tokens{depth if camera in config.depth_cameras else ''}"
         for camera in config.cameras

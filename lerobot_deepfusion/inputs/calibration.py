@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..network.positions import IN_WORLD
 from .depth_keys import depth_key, extrinsics_key, intrinsics_key
 
 SIZES = {"intrinsics": 4, "pose": 12}
@@ -64,7 +65,7 @@ def adopt_calibration(config: Any, features: Mapping[str, Any]) -> dict[str, Any
                     f"of {depth_key(camera)}"
                 )
         needed = {"intrinsics": intrinsics_key(camera)}
-        if config.position_3d == "world":
+        if config.position_3d in IN_WORLD:
             needed["pose"] = extrinsics_key(camera)
         for name, key in needed.items():
             if name not in {**here, **there} and key not in features:
@@ -80,7 +81,7 @@ def before_the_cameras(config: Any, stats: Mapping[str, Any] | None) -> tuple[fl
         stats: of the data set, for cameras whose pose is in each frame.
     """
     places = []
-    for camera in config.depth_cameras if config.position_3d == "world" else ():
+    for camera in config.depth_cameras if config.position_3d in IN_WORLD else ():
         recorded = ((stats or {}).get(extrinsics_key(camera)) or {}).get("mean")
         pose = recorded if recorded is not None else (config.camera_calibration or {}).get(camera, {}).get("pose")
         if pose is not None:
@@ -179,7 +180,7 @@ def calibration_of(
     said = (config.camera_calibration or {}).get(camera, {})
     found: list[Tensor] = []
     for name, key in (("intrinsics", intrinsics_key(camera)), ("pose", extrinsics_key(camera))):
-        if name == "pose" and config.position_3d != "world":
+        if name == "pose" and config.position_3d not in IN_WORLD:
             return found[0], None
         value = batch.get(key, said.get(name))
         if value is None:

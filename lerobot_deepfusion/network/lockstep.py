@@ -75,7 +75,9 @@ class DeepFusionModel(nn.Module):
         depth = vlm_config.text_config.num_hidden_layers
         sources = source_layers(fusion, depth, fusion_layers, expert_num_layers)
         with empty_weights() if empty_perception else nullcontext():
-            self.perception = Perception(vlm_config, fusion, image_token_pooling, sources)
+            self.perception = Perception(
+                vlm_config, fusion, image_token_pooling, sources, pictures=position_3d != "cloud"
+            )
         config = expert_config(vlm_config, len(sources), expert_width_multiplier, action_expert_type == "late_gemma")
         config.adarms = time_conditioning == "adarms"
         config.causal = action_attention == "causal"

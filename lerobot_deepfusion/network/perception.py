@@ -95,23 +95,29 @@ class Perception(nn.Module):
         fusion: what the expert reads.
         pooling: patches are averaged in blocks of `pooling` x `pooling` before the projector.
         sources: see `source_layers`; by default every layer. With the fusion it decides where the text model ends.
+        pictures: whether there are towers for pictures; else all tokens of a camera are those of its points.
 
     Raises:
         ValueError: for a LLaVA that can't be cut exactly: features of several vision layers.
     """
 
     def __init__(
-        self, vlm_config: PreTrainedConfig, fusion: Fusion, pooling: int = 1, sources: list[int] | None = None
+        self,
+        vlm_config: PreTrainedConfig,
+        fusion: Fusion,
+        pooling: int = 1,
+        sources: list[int] | None = None,
+        pictures: bool = True,
     ) -> None:
         super().__init__()
-        self.pooling = pooling
+        self.pooling, self.pictures = pooling, pictures
         self.fusion = fusion
         self.vlm_depth = vlm_config.text_config.num_hidden_layers  # before the cut
         self.sources = sources or source_layers(fusion, self.vlm_depth)
         self.config = _cut_config(vlm_config, fusion, self.sources)
         llava = AutoModel.from_config(self.config)
-        self.vision_tower = llava.vision_tower
-        self.multi_modal_projector = llava.multi_modal_projector
+        self.vision_tower = llava.vision_tower if pictures else nn.Identity()
+        self.multi_modal_projector = llava.multi_modal_projector if pictures else nn.Identity()
         self.language_model = llava.language_model
         self.image_newline = getattr(llava, "image_newline", None)
         _drop_unread(self, fusion)
@@ -129,6 +135,9 @@ class Perception(nn.Module):
         `positions` [B * C, N, D] is what `network.positions` makes of the points of these pictures.
         """
         batch, cameras = pixels.shape[:2]
+        if not self.pictures:
+            assert positions is not None
+            return positions.reshape(batch, cameras * positions.shape[1], -1)
         features = self.vision_tower(pixels.flatten(0, 1)).last_hidden_state
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]

@@ -23,7 +23,8 @@ from ..llava.geometry import patches_in_a_row, tokens_nowhere
 from ..llava.tiny import TinyVisionConfig
 from ..llava.tiny_points import TinyPointsConfig, mean_points
 
-POSITIONS = ("none", "camera", "world")
+POSITIONS = ("none", "camera", "world", "cloud")
+IN_WORLD = ("world", "cloud")  # in whose frame points are the robot's
 CELLS = 2  # in a row and a column of each token
 OCTAVES = 8
 LONGEST = 4.0  # metres; the shortest wavelength is then 31 mm, and finer ones alias inside a patch
@@ -141,13 +142,22 @@ def build_positions(
         flat: whether it adds nothing at the start, for weights that were trained without. To a pretrained LLaVA it
             never does; with a tiny one from scratch there is nothing to keep, and zeros learn late
             (docs/space.md).
+
+    Raises:
+        ValueError: for `cloud` with another LLaVA than the tiny one.
     """
     if position_3d == "none":
         return None
     centre = centre or (0.0, 0.0, 1.0 if position_3d == "camera" else 0.0)
+    tiny = isinstance(vlm_config.vision_config, TinyVisionConfig)
+    if position_3d == "cloud" and not tiny:
+        raise ValueError(
+            "policy.position_3d=cloud leaves the pictures' tokens out, which are all that a pretrained LLaVA knows; "
+            "it is for policy.vlm_path=tiny. Use camera or world"
+        )
     with torch.random.fork_rng(devices=[]):
-        if isinstance(vlm_config.vision_config, TinyVisionConfig):
-            return CloudPositions(vlm_config, position_3d == "world", centre, flat)
+        if tiny:
+            return CloudPositions(vlm_config, position_3d in IN_WORLD, centre, flat)
         return PatchPositions(vlm_config, pooling, centre)
 
 

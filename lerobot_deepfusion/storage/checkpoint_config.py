@@ -84,7 +84,9 @@ def require_same_architecture(
         ValueError: naming the fields in which the two differ.
     """
     different = [name for name in ARCHITECTURE if getattr(config, name) != getattr(saved, name)]
-    if train and saved.position_3d == "none":
+    if (
+        train and saved.position_3d == "none" and config.position_3d != "cloud"
+    ):  # which has no use for the pictures' tower
         different = [name for name in different if name not in ("position_3d", "workspace_center")]
     if different:
         found = ", ".join(
