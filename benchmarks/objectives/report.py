@@ -66,7 +66,7 @@ def plot(rows: list[Row], folder: Path) -> None:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("success, 95% interval")
-    panels[-1].legend()
+    panels[0].legend()
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "objectives.png", dpi=110)
     pyplot.close(figure)
