@@ -51,8 +51,14 @@ def plot(rows: list[Row], folder: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(TASKS), figsize=(10, 3.2), sharey=True, layout="constrained")
-    for panel, (name, task) in zip(panels, TASKS.items(), strict=True):
+    judged = {name: task for name, task in TASKS.items() if any(row["task"] == name for row in rows)}
+    if not judged:
+        return
+    size = (1 + 3 * len(judged), 3.2)
+    figure, (panels,) = pyplot.subplots(
+        1, len(judged), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, (name, task) in zip(panels, judged.items(), strict=True):
         for objective, marker in zip(EVALUATIONS, "osD", strict=True):
             points = [(count, rate(group)) for t, o, count, group in groups(rows) if (t, o) == (name, objective)]
             if points:
