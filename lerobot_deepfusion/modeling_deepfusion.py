@@ -26,7 +26,7 @@ from .inputs.dataset_facts import DatasetFacts
 from .inputs.images import random_shift
 from .inputs.points import stack_points
 from .inputs.prompt import expand_image_token, fit_tokens
-from .inputs.real_time import given_by_rtc
+from .inputs.real_time import given_by_rtc, without_padding
 from .inputs.relative_actions import relative_lines, relative_sources
 from .inputs.task_checks import check_tasks
 from .llava.empty_weights import empty_weights, fill_empty
@@ -67,16 +67,15 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
     image_std: Tensor
 
     def __init__(self, config: DeepFusionConfig, vlm_weights: bool = True, **kwargs: Any) -> None:
-        super().__init__(config, kwargs.get("flat_weights", False))
+        meta = kwargs.get("dataset_meta")
+        super().__init__(config, kwargs.get("flat_weights", False), meta is not None)
         config.validate_features()
         # Of a run that resumes from shards, the weights come once they are distributed.
         fresh = vlm_weights and not has_shards(config.pretrained_path)
-        meta = kwargs.get("dataset_meta")
         if meta is not None:
             adopt_names(config, meta)
-            config.workspace_center = config.workspace_center or before_the_cameras(
-                config, getattr(meta, "stats", None)
-            )
+            if config.workspace_center is None and (fresh or self.flat_weights):
+                config.workspace_center = before_the_cameras(config, getattr(meta, "stats", None))
             check_dataset(config, meta)
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
@@ -120,9 +119,23 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         logger.info(self.describe())
 
     def measure_relative_actions(self, meta: Any) -> None:
-        """Where actions are relative: take the statistics of a data set to train on, if there is one."""
-        if self.relative is not None and meta is not None:
-            self.relative.fill(*relative_lines(self.config, meta, relative_sources(self.config)))
+        """Where actions are relative: take the statistics of a data set to train on.
+
+        Raises:
+            ValueError: without one, or, for adapters, if they are not those of the base.
+        """
+        if self.relative is None:
+            return
+        if meta is None:
+            raise ValueError(
+                "policy.relative_actions=true needs the data set to train on: give DeepFusionPolicy its metadata as "
+                "dataset_meta, as LeRobot's make_policy does"
+            )
+        lines = relative_lines(self.config, meta, relative_sources(self.config))
+        if self.config.use_peft:
+            self.relative.require(*lines)
+        else:
+            self.relative.fill(*lines)
 
     def _compile(self) -> None:
         self._denoise = self.model.denoise
@@ -288,9 +301,10 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         batch = fit_observation(config, batch)
         state = batch[OBS_STATE]
         shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
-        if self.relative is not None and rtc.get("prev_chunk_left_over") is not None:
+        if rtc.get("prev_chunk_left_over") is not None:
             left = rtc["prev_chunk_left_over"]
-            rtc["prev_chunk_left_over"] = self.relative.relative(left if left.ndim == 3 else left[None], state)
+            left = without_padding(left) if config.rtc_training_max_delay else left
+            rtc["prev_chunk_left_over"] = left if self.relative is None else self.relative.relative(left, state)
         noise = sample_noise(shape, state.device) if noise is None else fit_noise(noise, shape)
         with autocast(state.device, config.dtype):
             from_rtc = given_by_rtc(config, shape, rtc)

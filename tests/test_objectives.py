@@ -172,6 +172,9 @@ def test_delay_of_zero_guides_instead(tmp_path: Path) -> None:
     left = torch.randn(3, 6, 3)
     options = {"inference_delay": 2, "prev_chunk_left_over": left, "execution_horizon": 4}
     assert not torch.equal(guided.predict_action_chunk(batch, **options)[:, :2], left[:, :2])
+    policy.config.rtc_training_max_delay = 3
+    with pytest.raises(ValueError, match="above what it was"):
+        policy.predict_action_chunk(batch)
     with pytest.raises(ValueError, match=r"rtc_training_max_delay=3 and .* was trained with 2"):
         DeepFusionPolicy.from_pretrained(tmp_path, config=make_config(rtc_training_max_delay=3))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,42 @@ def test_checkpoint_stands_alone_and_another_data_set_has_its_own(small: LeRobot
     flat = make_config(chunk_size=CHUNK)
     with pytest.raises(ValueError, match="relative_actions=False \\(checkpoint: True\\)"):
         DeepFusionPolicy.from_pretrained(tmp_path / "policy", config=flat)
+
+
+def test_trained_on_with_another_chunk(small: LeRobotDataset, tmp_path: Path) -> None:
+    """What was measured is measured anew, and has another size."""
+    policy, _, _ = policy_of(small.meta)
+    policy.save_pretrained(tmp_path / "policy")
+    config = copy.deepcopy(policy.config)
+    config.chunk_size = CHUNK - 2
+    tuned = DeepFusionPolicy.from_pretrained(tmp_path / "policy", dataset_meta=small.meta, config=config)
+    assert tuned.relative is not None
+    assert tuned.relative.scale.shape == (CHUNK - 2, 3)
+    assert policy.relative is not None
+    assert torch.allclose(tuned.relative.scale, policy.relative.scale[: CHUNK - 2])
+
+
+def test_adapters_go_on_with_the_base_s_numbers(small: LeRobotDataset, tmp_path: Path) -> None:
+    """They are not among what adapters save, so another data set has to have the same."""
+    policy, _, _ = policy_of(small.meta)
+    policy.config.use_peft = True
+    policy.measure_relative_actions(small.meta)
+    other = data(tmp_path / "other", lambda key, *_: [1, 5, 2, 3] if "state" in key else None)
+    with pytest.raises(ValueError, match=r"write the base on this data set \(deepfusion base\)"):
+        policy.measure_relative_actions(other.meta)
+
+
+def test_what_is_relative_needs_a_data_set() -> None:
+    config = make_config(relative_actions=True)
+    config.action_feature.shape = (4,)
+    with pytest.raises(ValueError, match="give DeepFusionPolicy its metadata as dataset_meta"):
+        DeepFusionPolicy(config)
+
+
+def test_excluded_joints_are_the_checkpoint_s(small: LeRobotDataset, tmp_path: Path) -> None:
+    policy, _, _ = policy_of(small.meta)
+    policy.save_pretrained(tmp_path)
+    config = copy.deepcopy(policy.config)
+    config.relative_exclude_joints = ["gripper", "lift"]
+    with pytest.raises(ValueError, match="relative_exclude_joints="):
+        DeepFusionPolicy.from_pretrained(tmp_path, config=config)

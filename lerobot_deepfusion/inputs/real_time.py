@@ -31,7 +31,20 @@ def given_by_rtc(config: Any, shape: tuple[int, int, int], rtc: Mapping[str, Any
             f"{most} (policy.rtc_training_max_delay): the seam to the next chunk may jump. Train with more, or make "
             "inference faster"
         )
-    return left_over(rtc.get("prev_chunk_left_over"), min(delay, most), shape)
+    mask, actions = left_over(rtc.get("prev_chunk_left_over"), min(delay, most), shape)
+    if rtc.get("prev_chunk_left_over") is not None and mask.sum() < min(delay, most):
+        _warn_once(
+            "real-time chunking leaves fewer actions than are executed while the policy thinks: make "
+            "--inference.queue_threshold and --inference.rtc.execution_horizon at least the delay"
+        )
+    return mask, actions
+
+
+def without_padding(left: Tensor) -> Tensor:
+    """What is left over, [B, R, A], without the zeros with which LeRobot's rollout fills it up to its horizon."""
+    left = left if left.ndim == 3 else left[None]
+    there = (left != 0).any(-1).any(0).nonzero()
+    return left[:, : int(there.max()) + 1 if len(there) else 0]
 
 
 @cache

@@ -48,6 +48,11 @@ def relative_sources(config: Any) -> list[int | None]:
                 f"set has no names for both, and {size} actions for {state_size} numbers of the state. Write names "
                 f"into its meta/info.json, features, for {ACTION} and {OBS_STATE}"
             )
+        if config.relative_exclude_joints:
+            logger.warning(
+                f"the data set has no names of joints, so that all {size} actions are relative, and none is kept "
+                f"absolute by policy.relative_exclude_joints={config.relative_exclude_joints}"
+            )
         return list(range(size))
     said = [word.lower() for word in config.relative_exclude_joints]
     found: list[int | None] = []

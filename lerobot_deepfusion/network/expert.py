@@ -260,7 +260,7 @@ class DeepFusionActionExpert(nn.Module):
                 are given the difference.
 
         Returns:
-            Velocity [B, K, T, A].
+            What the objective asks for, a velocity or the chunk itself, [B, K, T, A].
         """
         if given is not None:
             noisy_actions = given.put(noisy_actions)

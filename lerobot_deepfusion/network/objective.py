@@ -70,4 +70,6 @@ def few_step_chunk(objective: str, answer: Callable[[Tensor], Tensor], noise: Te
         answer: the expert's, to noisy actions [B, T, A], at the next of `evaluation_times`.
         noise: [B, T, A]; `two_step` has no use for it.
     """
-    return two_step_chunk(answer, torch.zeros_like(noise)) if objective == "two_step" else answer(noise)
+    if objective == "two_step":
+        return two_step_chunk(answer, torch.zeros_like(noise))
+    return answer(noise).clone()  # a captured CUDA graph writes its next answer into the same memory

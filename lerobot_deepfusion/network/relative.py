@@ -42,6 +42,18 @@ class RelativeActions(nn.Module):
         for kept, value in ((self.scale, scale), (self.shift, shift), (self.offset, offset)):
             kept.copy_(value)
 
+    def require(self, scale: Tensor, shift: Tensor, offset: Tensor) -> None:
+        """
+        Raises:
+            ValueError: if they are others than are kept, which adapters do not carry.
+        """
+        pairs = ((self.scale, scale), (self.shift, shift), (self.offset, offset))
+        if not all(torch.allclose(kept.cpu(), value, rtol=1e-3, atol=1e-3) for kept, value in pairs):
+            raise ValueError(
+                "relative actions are spread otherwise in this data set than in that of the base, whose numbers the "
+                "adapters would go on with; write the base on this data set (deepfusion base)"
+            )
+
     def relative(self, actions: Tensor, state: Tensor) -> Tensor:
         """Normalised actions [B, R, A] and state [B, P] -> normalised relative actions."""
         steps = slice(actions.shape[1])

@@ -52,8 +52,6 @@ def read_average(policy: Any, source: str | Path, hub: dict[str, Any], acts: boo
     own = dict(policy.named_parameters())
     wrong = {name for name, value in stored.items() if name not in own or own[name].shape != value.dimensions}
     average = None if acts else WeightAverage(policy, policy.config.ema_decay)
-    if average is not None:  # what is trained now may be less than it was
-        wrong |= average.values.keys() - stored.keys()
     if wrong:
         raise RuntimeError(f"{file} does not fit this policy: {some(wrong)}; remove it to go on without the average")
     if average is None:
@@ -63,5 +61,7 @@ def read_average(policy: Any, source: str | Path, hub: dict[str, Any], acts: boo
         return
     with safe_open(file, framework="pt") as opened:
         updates = int((opened.metadata() or {}).get(UPDATES, 0))
-    average.load({name: stored[name][...] for name in average.values}, updates)
+    # What was not trained before begins its average where it is.
+    own_values = {name: stored[name][...] if name in stored else value for name, value in average.values.items()}
+    average.load(own_values, updates)
     policy.average = average

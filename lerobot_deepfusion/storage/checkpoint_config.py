@@ -26,6 +26,7 @@ ARCHITECTURE = (
     "workspace_center",
     "objective",
     "relative_actions",
+    "relative_exclude_joints",
     "max_state_dim",
     "max_action_dim",
 )

@@ -36,6 +36,7 @@ from .whole_saves import is_main_process, warn_of_little_room, whole_save
 
 # LeRobot after 0.6.1 gathers sharded weights itself, and so has every process save.
 GATHERS = "state_dict" not in inspect.signature(PreTrainedPolicy._save_pretrained).parameters
+RELATIVE = "relative."  # how the buffers of `network.relative` begin
 HUB_ARGUMENTS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
 
@@ -47,8 +48,9 @@ class StoredPolicy(PreTrainedPolicy):
     model: DeepFusionModel
     average: WeightAverage | None
 
-    def __init__(self, config: DeepFusionConfig, flat_weights: bool = False) -> None:
+    def __init__(self, config: DeepFusionConfig, flat_weights: bool = False, trains_on: bool = False) -> None:
         super().__init__(config)
+        self.trains_on = trains_on  # whether there is a data set for them
         self.flat_weights = flat_weights  # whether those to come are of a policy without `position_3d`
         watch_publishing()
 
@@ -99,7 +101,8 @@ class StoredPolicy(PreTrainedPolicy):
         watch_rollouts()  # LeRobot's rollout loads the policy first, then connects the robot
         remember_commit(config, source, asked, hub.get("revision"))
         policy = super().from_pretrained(source, config=config, strict=True, vlm_weights=False, **{**kwargs, **hub})
-        policy.measure_relative_actions(meta)  # as LeRobot takes the data set's statistics in the checkpoint's place
+        if meta is not None:  # as LeRobot takes the data set's statistics in the checkpoint's place
+            policy.measure_relative_actions(meta)
         if config.ema_decay:
             read_average(policy, source, hub, acts=meta is None)
         return policy
@@ -111,8 +114,11 @@ class StoredPolicy(PreTrainedPolicy):
     def _load_as_safetensor(  # type: ignore[override]
         cls, model: StoredPolicy, model_file: str, map_location: str, strict: bool
     ) -> StoredPolicy:
-        new = model.new_weights()
-        load_weights(model, stored_tensors([Path(model_file)]), model_file, new)
+        new, stored = model.new_weights(), stored_tensors([Path(model_file)])
+        if model.trains_on and not model.config.use_peft:  # measured anew, of another chunk or robot too
+            stored = {name: value for name, value in stored.items() if not name.startswith(RELATIVE)}
+            new += tuple(name for name in model.state_dict() if name.startswith(RELATIVE))
+        load_weights(model, stored, model_file, new)
         if model.config.use_peft:
             # Adapters are to come; a VLM of 7B in float32 would not be there for them on a card of 24 GB.
             model.model.perception.requires_grad_(False)
@@ -149,9 +155,10 @@ class StoredPolicy(PreTrainedPolicy):
         given = {} if GATHERS else {"state_dict": state_dict}
         weights = (self.state_dict() if state_dict is None else state_dict).values()
         resumes = save_directory.name == PRETRAINED_MODEL_DIR  # lerobot-train's checkpoint
-        with whole_save(save_directory, sum(value.numel() * value.element_size() for value in weights)) as partial:
-            with nullcontext() if self.average is None or resumes else self.average.showing():
-                save(partial, **given)
+        needed = sum(value.numel() * value.element_size() for value in weights)
+        in_place = nullcontext() if self.average is None else self.average.showing(not resumes)
+        with whole_save(save_directory, needed) as partial, in_place:
+            save(partial, **given)
             if self.average is not None and resumes:
                 write_average(self.average, partial)
         if resumes:  # AdamW's two moments follow

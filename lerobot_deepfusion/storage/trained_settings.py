@@ -154,6 +154,7 @@ class BuiltSettings:
 
     def __init__(self, config: DeepFusionConfig) -> None:
         self.values = copy.deepcopy(self._of(config))
+        self.most = config.rtc_training_max_delay
 
     def _of(self, config: DeepFusionConfig) -> dict[str, Any]:
         return {**{name: getattr(config, name) for name in self.NAMES}, **trained_settings(config)}
@@ -165,6 +166,7 @@ class BuiltSettings:
         """
         now = self._of(config)
         changed = [name for name, value in self.values.items() if now[name] != value]
+        changed += ["rtc_training_max_delay (above what it was)"] * (config.rtc_training_max_delay > self.most)
         if changed:
             raise ValueError(
                 f"policy.config was changed in {', '.join(changed)} after the policy was built, which can't follow. "

@@ -14,6 +14,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+ADAPTERS = "policy.ema_decay averages whole weights and no adapters; with --peft give --policy.ema_decay=0"
+
 
 class WeightAverage:
     """Of the weights of a module that are trained, kept beside it in float32 and no part of its state.
@@ -31,7 +33,7 @@ class WeightAverage:
         self.decay, self.updates, self.shown = decay, 0, False
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if any("lora_" in name for name in self.parameters):
-            raise ValueError("policy.ema_decay averages whole weights and no adapters; leave it out with --peft")
+            raise ValueError(ADAPTERS)
         sharded = any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
         if sharded or any(isinstance(p, DTensor) for p in self.parameters.values()):
             raise ValueError(
@@ -55,9 +57,9 @@ class WeightAverage:
             self.shown = shown
 
     @contextmanager
-    def showing(self) -> Iterator[None]:
+    def showing(self, shown: bool) -> Iterator[None]:
         before = self.shown
-        self.show(True)
+        self.show(shown)
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..network.lockstep import DeepFusionModel, frozen_modules
 from .adapters import LORA_TARGETS, TRAINED_WHOLE, check_adapter_targets
-from .averaging import WeightAverage
+from .averaging import ADAPTERS, WeightAverage
 from .optimizer import parameter_groups
 from .precision import set_precision
 
@@ -34,7 +34,13 @@ class TrainedPolicy(Policy):
             self.average.update()
 
     def wrap_with_peft(self, *args: Any, **kwargs: Any) -> Policy:
-        """LeRobot's, after which the base weights are frozen and so follow `config.dtype`."""
+        """LeRobot's, after which the base weights are frozen and so follow `config.dtype`.
+
+        Raises:
+            ValueError: with an average of weights, which knows no adapters.
+        """
+        if self.config.ema_decay:
+            raise ValueError(ADAPTERS)
         if self.config.pretrained_path and Path(self.config.pretrained_path).is_dir():
             # The adapters' record of where their base is: it is read from other directories too.
             self.config.pretrained_path = Path(self.config.pretrained_path).resolve()

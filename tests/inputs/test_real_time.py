@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lerobot_deepfusion.inputs.real_time import left_over
+from lerobot_deepfusion.inputs.real_time import left_over, without_padding
 
 T, A = 5, 3
 
@@ -22,3 +22,12 @@ def test_what_is_left_over() -> None:
         left_over(left, 2, (1, T, A + 1))
     with pytest.raises(ValueError, match="not finite"):
         left_over(left * torch.nan, 2, (1, T, A))
+
+
+def test_zeros_of_the_rollout_are_no_actions() -> None:
+    """LeRobot fills what is left up to its horizon; an action that is zero before others is one."""
+    left = torch.zeros(2, 6, A)
+    left[0, 0], left[1, 2] = 1.0, 1.0
+    assert torch.equal(without_padding(left), left[:, :3])
+    assert without_padding(left[0]).shape == (1, 1, A)
+    assert without_padding(torch.zeros(1, 6, A)).shape == (1, 0, A)

@@ -144,6 +144,40 @@ def test_weights_in_shards_are_refused() -> None:
 
 def test_adapters_are_refused() -> None:
     policy, *_ = make(ema_decay=DECAY)
+    with pytest.raises(ValueError, match=r"with --peft give --policy\.ema_decay=0"):
+        policy.wrap_with_peft()
     policy.register_parameter("lora_A", torch.nn.Parameter(torch.zeros(1)))
-    with pytest.raises(ValueError, match="leave it out with --peft"):
+    with pytest.raises(ValueError, match=r"with --peft give --policy\.ema_decay=0"):
         policy.update()
+
+
+def test_a_checkpoint_of_evaluation_mode_is_the_same(tmp_path: Path) -> None:
+    """Whichever weights are in place, the run's are `model.safetensors`, and the average is beside them."""
+    policy, batch, _ = make(ema_decay=DECAY)
+    step(policy, sgd(policy), batch, 0)
+    step(policy, sgd(policy), batch, 1)
+    trained = policy.get_parameter(NAME).detach().clone()
+    for mode in (True, False):
+        policy.train(mode)
+        policy.save_pretrained(tmp_path / str(mode) / PRETRAINED_MODEL_DIR)
+        files = [
+            load_file(tmp_path / str(mode) / PRETRAINED_MODEL_DIR / name) for name in ("model.safetensors", FILE)
+        ]
+        assert torch.equal(files[0][NAME], trained)
+        assert not torch.equal(files[1][NAME], trained)
+
+
+def test_what_was_frozen_begins_its_average_where_it_is(tmp_path: Path) -> None:
+    policy, batch, _ = make(ema_decay=DECAY, freeze_vision_encoder=True)
+    step(policy, sgd(policy), batch, 0)
+    checkpoint = tmp_path / PRETRAINED_MODEL_DIR
+    policy.save_pretrained(checkpoint)
+    meta = LeRobotDatasetMetadata(
+        "local/small", root=write(tmp_path / "data", columns(observation__image=picture(64, 80)))
+    )
+    config = make_config(ema_decay=DECAY)
+    whole = DeepFusionPolicy.from_pretrained(checkpoint, config=config, dataset_meta=meta)
+    assert whole.average is not None
+    new = [name for name in whole.average.values if "vision_tower" in name]
+    assert new
+    assert all(torch.equal(whole.average.values[name], whole.get_parameter(name)) for name in new)
