@@ -116,7 +116,7 @@ class Perception(nn.Module):
         self.sources = sources or source_layers(fusion, self.vlm_depth)
         self.config = _cut_config(vlm_config, fusion, self.sources)
         llava = AutoModel.from_config(self.config)
-        self.vision_tower = llava.vision_tower if pictures else nn.Identity()
+        self.vision_tower: Any = llava.vision_tower if pictures else nn.Identity()
         self.multi_modal_projector = llava.multi_modal_projector if pictures else nn.Identity()
         self.language_model = llava.language_model
         self.image_newline = getattr(llava, "image_newline", None)
