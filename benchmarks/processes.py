@@ -66,40 +66,40 @@ def finish(module: str, arguments: list[str], log: Path) -> None:
 
 def every[Run](
     runs: Sequence[Run],
+    options: argparse.Namespace,
     *,
-    prepare: Callable[[Run], str],
-    get: Callable[[str], None],
-    start: Callable[[Run], str],
-    lanes: int,
-    hours: float,
+    needs: Callable[[Run], str],
+    record: Callable[[Path, str, bool], None],
+    start: Callable[[Run, Path, Path, bool], str],
 ) -> int:
     """Do runs, so many at a time, and say a line about each.
 
     Args:
         runs: the most telling first.
-        prepare: what a run needs.
-        get: makes that, once for all runs.
-        start: does a run and returns the line; a `RuntimeError` is said, and the next one is started.
-        lanes: runs at a time.
-        hours: after which none is started.
+        options: as `read_options` gives them.
+        needs: the name of the demonstrations of a run.
+        record: makes those in `out`, once for all runs; told whether it is a smoke run, as `start` is.
+        start: does a run, into `out` and the table, and returns the line; a `RuntimeError` is said, and the next one
+            is started.
 
     Returns:
         How many failed.
     """
     print(f"{len(runs)} runs to do", flush=True)
-    failed, deadline = [], time.monotonic() + hours * 3600
+    failed, deadline = [], time.monotonic() + options.hours * 3600
 
     def one(run: Run) -> None:
         if time.monotonic() > deadline:
             return
         try:
-            print(start(run), flush=True)
+            print(start(run, options.out, options.table, options.smoke), flush=True)
         except RuntimeError as error:
             failed.append(run)
             print(error, flush=True)
 
-    with ThreadPoolExecutor(lanes) as pool:
-        list(pool.map(get, dict.fromkeys(map(prepare, runs))))
+    with ThreadPoolExecutor(options.lanes) as pool:
+        names = dict.fromkeys(map(needs, runs))
+        list(pool.map(lambda name: record(options.out, name, options.smoke), names))
         list(pool.map(one, runs))
     return len(failed)
 

@@ -68,14 +68,7 @@ def main() -> None:
         processes.get_ready()
         done = {row["run"] for row in results.load(args.table)}
         missing = [run for run in (SMOKE if args.smoke else plan()) if run.name not in done]
-        failed = processes.every(
-            missing,
-            prepare=lambda run: run.task,
-            get=lambda name: record(args.out, name, args.smoke),
-            start=lambda run: start(run, args.out, args.table, args.smoke),
-            lanes=args.lanes,
-            hours=args.hours,
-        )
+        failed = processes.every(missing, args, needs=lambda run: run.task, record=record, start=start)
     rows = results.load(args.table)
     report.table(rows)
     report.plot(rows, args.out if args.smoke else ROOT / "docs" / "images")

@@ -64,14 +64,8 @@ def main() -> None:
     if not args.report:
         processes.get_ready()
         done = {row["run"] for row in results.load(args.table)}
-        failed = processes.every(
-            [run for run in (SMOKE if args.smoke else plan()) if run.name not in done],
-            prepare=lambda run: run.rung,
-            get=lambda name: record(args.out, name, args.smoke),
-            start=lambda run: start(run, args.out, args.table, args.smoke),
-            lanes=args.lanes,
-            hours=args.hours,
-        )
+        missing = [run for run in (SMOKE if args.smoke else plan()) if run.name not in done]
+        failed = processes.every(missing, args, needs=lambda run: run.rung, record=record, start=start)
     report.table(results.load(args.table))
     sys.exit(1 if failed else 0)
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..network.options import FARTHEST
 from ..network.positions import IN_WORLD
 from .depth_keys import depth_key, extrinsics_key, intrinsics_key
 
 SIZES = {"intrinsics": 4, "pose": 12}
 RIGID = 1e-3  # by which R times its transpose may differ from one
 SAME = 1e-6  # up to which two calibrations are one
-FARTHEST = 10.0  # metres from the robot's base
 
 
 def recorded_calibration(features: Mapping[str, Any], cameras: Sequence[str]) -> dict[str, dict[str, list[float]]]:

@@ -39,7 +39,7 @@ POLICY_SIZES = {
 }
 
 
-FARTHEST = 10.0  # metres
+FARTHEST = 10.0  # metres that a camera, or the workspace, may be from the origin
 
 
 def check_options(config: Any) -> None:

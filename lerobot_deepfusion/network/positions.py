@@ -136,7 +136,7 @@ def build_positions(
 
     Args:
         vlm_config: config of the whole LLaVA.
-        position_3d: `none`, `camera` or `world`.
+        position_3d: one of `POSITIONS`.
         pooling: see `Perception`.
         centre: of the space in which things are, metres; by default a metre before each camera, or the robot's base.
         flat: whether it adds nothing at the start, for weights that were trained without. To a pretrained LLaVA it
