@@ -12,7 +12,6 @@ import argparse
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from lerobot_deepfusion.cost.fake_step import Setting, Workload
 from lerobot_deepfusion.cost.few_layers import peak_bytes
@@ -21,6 +20,7 @@ from lerobot_deepfusion.network.lockstep import DeepFusionModel
 from lerobot_deepfusion.network.part_names import EXPERT, PARTS, TEXT, part_of
 from lerobot_deepfusion.training.adapters import LORA_TARGETS
 
+from .allocations import allocated
 from .report import machine, print_machine
 from .small_llavas import MAKES, llava_config
 
@@ -88,16 +88,9 @@ def step(model: DeepFusionModel, inputs: dict[str, torch.Tensor], setting: Setti
 
 
 def measured_peak(model: nn.Module, setting: Setting) -> int:
-    """Most bytes allocated at once in a step, from torch's record of each allocation."""
+    """Most bytes allocated at once in a step."""
     inputs = make_inputs(model)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        step(model, inputs, setting)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    allocated = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    return peak
+    return allocated(lambda: step(model, inputs, setting))
 
 
 def compare(make: str, fusion: str, setting: Setting) -> tuple[int, int]:

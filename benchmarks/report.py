@@ -30,6 +30,9 @@ BARS = [
 ]
 
 
+COMMIT = Path(__file__).with_name("commit.txt")  # see `benchmarks.gpu.kit`
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure: `value` and `ratio` are a median or its quartiles."""
@@ -79,7 +82,11 @@ def machine(device: str, dtype: str, rounds: int) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit, and `-dirty` if files besides results differ from it."""
+    """The commit, and `-dirty` if files besides results differ from it; of a copy that was taken elsewhere, the one
+    it was taken at.
+    """
+    if COMMIT.exists():
+        return COMMIT.read_text()
     commands = "git describe --always", "git status --porcelain -uno -- . :!benchmarks/results"
     described, changed = (
         subprocess.run(command.split(), capture_output=True, text=True).stdout.strip() for command in commands

@@ -33,7 +33,7 @@ def fill(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
-                value = torch.ones(parameter.shape)
+                value = torch.full_like(parameter, float(name != "bias"), device=device)
                 if value.ndim > 1:
                     nn.init.normal_(value, std=0.02)
                 setattr(module, name, nn.Parameter(value, parameter.requires_grad))

@@ -67,6 +67,8 @@ SHAPES = {
     "S256": Shape(),
     "M512": Shape(width=512, mlp=1536),
     "M512-GQA": Shape(width=512, mlp=1536, kv_heads=2),
+    # LLaVA-OneVision 0.5B, but for its 14 heads of 64 and its vision tower.
+    "OneVision": Shape(width=896, layers=24, mlp=4864, kv_heads=2, image_tokens=729),
 }
 
 
