@@ -1,0 +1,93 @@
+"""What a policy is shown: frames of a data set, or an episode of a simulator, through LeRobot's own ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import draccus
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.envs.configs import EnvConfig
+from lerobot.envs.factory import make_env, make_env_pre_post_processors
+from lerobot.envs.utils import close_envs
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.scripts.lerobot_eval import rollout
+
+from ..modeling_deepfusion import DeepFusionPolicy
+from .sight import Looker
+
+
+def load(checkpoint: str) -> tuple[DeepFusionPolicy, Any, Any]:
+    """A policy, ready to act, and its two pipelines."""
+    policy = DeepFusionPolicy.from_pretrained(checkpoint)
+    device = {"device_processor": {"device": str(policy.config.device)}}
+    before, after = make_pre_post_processors(policy.config, pretrained_path=checkpoint, preprocessor_overrides=device)
+    return policy.eval(), before, after
+
+
+def one_batch(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a data set as the loader would give it alone."""
+    return {key: value[None] if isinstance(value, torch.Tensor) else [value] for key, value in row.items()}
+
+
+def look_at_data(looker: Looker, root: Path, repo_id: str, episode: int, count: int) -> list[int]:
+    """Show frames of an episode, evenly spread; returns which.
+
+    Raises:
+        ValueError: for an episode that is not there.
+    """
+    data = LeRobotDataset(repo_id, root=root, episodes=[check_episode(root, repo_id, episode)])
+    frames = torch.linspace(0, len(data) - 1, min(count, len(data))).round().long().tolist()
+    for frame in frames:
+        looker(looker.prepare(one_batch(data[frame])))
+    return frames
+
+
+def check_episode(root: Path, repo_id: str, episode: int) -> int:
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+
+    total = LeRobotDatasetMetadata(repo_id, root=root).total_episodes
+    if not 0 <= episode < total:
+        raise ValueError(f"episode {episode}: {root} has the episodes 0 to {total - 1}")
+    return episode
+
+
+def env_config(fields: dict[str, Any]) -> EnvConfig:
+    """A LeRobot environment config from its fields, `type` among them.
+
+    Raises:
+        ValueError: for an environment that is not known, or a field that it has not.
+    """
+    try:
+        return draccus.decode(EnvConfig, fields)
+    except draccus.utils.ParsingError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+
+
+def look_at_episode(looker: Looker, config: EnvConfig, seed: int) -> tuple[list[int], bool]:
+    """Let the policy act in a simulator, by LeRobot's own loop; returns the steps it looked at, and whether it
+    succeeded.
+
+    Args:
+        looker: in whose place the policy predicts.
+        config: of the simulator.
+        seed: of the episode.
+
+    Raises:
+        ValueError: for several tasks.
+    """
+    policy, envs = looker.policy, make_env(config, n_envs=1)
+    tasks = [(group, index) for group, by_index in envs.items() for index in by_index]
+    try:
+        if len(tasks) != 1:
+            raise ValueError(f"--env.task={config.task}: {len(tasks)} tasks; look at one at a time")
+        [(group, index)] = tasks
+        env_before, env_after = make_env_pre_post_processors(env_cfg=config, policy_cfg=policy.config)
+        policy.predict_action_chunk = lambda batch, **_: looker(batch)  # type: ignore[method-assign]
+        done = rollout(envs[group][index], policy, env_before, env_after, looker.prepare, looker.after, seeds=[seed])
+    finally:
+        policy.__dict__.pop("predict_action_chunk", None)
+        close_envs(envs)
+    steps = [count * policy.config.n_action_steps for count in range(len(looker.sights))]
+    return steps, bool(done["success"].any())
