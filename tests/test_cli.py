@@ -12,7 +12,10 @@ import pytest
 from lerobot_deepfusion.cli import deepfusion, main
 from tests.commands import ROOT
 
-VERBS = ("base", "card", "check-data", "config", "demos", "info", "look", "merge", "recover", "serve", "space")
+VERBS = (
+    *("base", "card", "check-data", "config", "demos", "info"),
+    *("look", "merge", "open-loop", "recover", "serve", "space"),
+)
 HEAVY = ("lerobot", "torch", "transformers", "numpy", "huggingface_hub")
 # Every help in one process; then the modules that none of them needs.
 HELP = f"""

@@ -1,4 +1,4 @@
-"""Verbs for a policy at work: `serve`, `look`."""
+"""Verbs for a policy at work: `serve`, `look`, `open-loop`."""
 
 from __future__ import annotations
 
@@ -80,3 +80,35 @@ def look(context: click.Context, dataset: Path | None, **options: Any) -> None:
     from ..looking.look import look as look_at
 
     click.echo(look_at(dataset=dataset, env=env, **options))
+
+
+@click.command("open-loop")
+@click.argument("checkpoint")
+@click.option("--dataset", type=click.Path(path_type=Path), required=True, help="Folder of the data set.")
+@click.option(
+    "--repo-id",
+    help="The data set's name, by which it is known whether the policy was trained on it.",
+    show_default="by its folder alone",
+)
+@click.option("--episodes", default="0", help="Which, such as 0,3,7-9.")
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    help="Frames from one chunk to the next.",
+    show_default="as many as are executed of a chunk",
+)
+@click.option("--output-dir", type=click.Path(path_type=Path), default=Path("outputs/open_loop"))
+def open_loop(**options: Any) -> None:
+    """Compare a policy's chunks with recorded ones.
+
+    To be done before it moves a robot.
+
+    CHECKPOINT is a policy's folder. Along the episodes it predicts chunks, by 1, 2, 5 and 10 evaluations, and with
+    black pictures and other instructions: a policy that does as well without looking does not look. Says which
+    episodes it was trained on, from train_config.json. Writes open_loop.png, one page, and open_loop.json.
+    """
+    import lerobot_policy_deepfusion  # noqa: F401  # registers the policy
+
+    from ..looking.open_loop import open_loop as compare
+
+    click.echo(compare(**options))
