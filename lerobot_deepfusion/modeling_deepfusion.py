@@ -44,6 +44,7 @@ from .storage.trained_settings import BuiltSettings, adopt_names
 from .storage.vlm_weights import check_vlm_weights, load_vlm_weights
 from .training.fsdp import keep_types, unit_classes
 from .training.precision import TypesOfTheConfig, autocast, set_precision
+from .training.step_behind import StepBehind
 from .training.trained_policy import TrainedPolicy
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         if fresh:
             self.measure_relative_actions(meta)
         self._compile()
-        self._built = BuiltSettings(config)
+        self._built, self._step_behind = BuiltSettings(config), StepBehind()
         self.init_rtc_processor()
         self.reset()
         if vlm_weights:
@@ -202,7 +203,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
                 those, which several processes with a part of the batch each get too, however much is padding.
 
         Returns:
-            The loss, and what else is to be watched.
+            The loss, and what of the step before is to be watched, as floats; see `network.watched`.
 
         Raises:
             ValueError: for another reduction.
@@ -215,6 +216,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             self._settle_cameras(batch)
         batch = fit_observation(config, batch)
         action, valid = fit_targets(config, batch)
+        padded = 1 - valid.float().mean()
         if self.relative is not None:
             action = self.relative.relative(action, batch[OBS_STATE])
         noise = sample_noise((len(action), config.num_flow_samples, *action.shape[1:]), action.device)
@@ -230,8 +232,10 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
                 given = self._given(draw_mask(action, config.rtc_training_max_delay), action)
                 valid = valid & ~given.mask
             answer = self.model.denoise(self._observe(batch), state, noisy, self.model.embed_time(time), given)
-        each, watched = losses(config.objective, answer, velocity, action, valid)
-        return (each if reduction == "none" else each.mean()), watched
+        names = config.action_feature_names or range(action.shape[-1])
+        each, watched = losses(config.objective, answer, velocity, action, valid, time, list(map(str, names)))
+        watched["padded"] = padded
+        return (each if reduction == "none" else each.mean()), self._step_behind.swap(watched)
 
     def _training_times(self, size: int, samples: int, device: torch.device) -> Tensor:
         """Flow times [B, K]."""

@@ -53,15 +53,34 @@ def test_learns_to_act(objective: str, time: str) -> None:
 
 @each
 def test_a_sample_s_loss_is_its_own(objective: str) -> None:
-    """`reduction=none` gives one loss each, whose mean is the loss. What drift watches is there, as plain numbers."""
+    """`reduction=none` gives one loss each, whose mean is the loss."""
     policy, batch, _ = make(objective=objective, num_flow_samples=2)
     batch["action_is_pad"][0, 2:] = True
     rows = loss(policy, batch, reduction="none")
     assert rows.shape == (3,)
     assert torch.equal(rows.mean(), loss(policy, batch))
+
+
+@each
+def test_what_is_watched_comes_a_step_later(objective: str) -> None:
+    """As plain numbers, by the names of the data set, without those of which there was nothing."""
+    policy, batch, _ = make(objective=objective, num_flow_samples=2, action_feature_names=["dx", "dy", "grip"])
+    batch["action_is_pad"][:, 2:] = True  # so that the late third is padding alone
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        first, watched = policy.forward(batch)
+    assert watched == {}
+    batch["action_is_pad"][:] = False
     watched = policy.forward(batch)[1]
-    assert set(watched) == ({"centroid_distance", "sibling_variance"} if objective == "drift" else set())
-    assert all(isinstance(value, float) for value in watched.values())
+    assert all(type(value) is float for value in watched.values())
+    assert watched["padded"] == pytest.approx(4 / 6)
+    assert "loss_late" not in watched
+    dimensions = [watched[f"loss_{name}"] for name in ("dx", "dy", "grip")]
+    if objective != "drift":  # whose loss is a force
+        assert sum(dimensions) / 3 == pytest.approx(first.item(), rel=1e-5)
+        assert watched["loss_early"] == pytest.approx(first.item(), rel=1e-5)
+    assert ("centroid_distance" in watched) == (objective == "drift")
+    assert policy.forward(batch)[1]["padded"] == 0
 
 
 @few

@@ -150,7 +150,7 @@ def predict_along(course: Course, counts: Sequence[int], samples: int) -> Along:
         recorded,
         ~valid,
         by_condition,
-        drawn.std(0),
+        drawn.std(0) if samples > 1 else torch.full_like(recorded, torch.nan),
     )
     one = {key: value[:1] for key, value in first[0].items() if isinstance(value, Tensor | list)}
     for count in counts:

@@ -25,7 +25,7 @@ TEMPERATURES = (0.02, 0.05, 0.2)
 LEAST = 1e-8  # of what is divided by
 
 
-def drift_losses(chunks: Tensor, action: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, float]]:
+def drift_losses(chunks: Tensor, action: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """
     Args:
         chunks: the network's answers at t = 1, [B, K, T, A] with K >= 2.
@@ -45,8 +45,8 @@ def drift_losses(chunks: Tensor, action: Tensor, valid: Tensor) -> tuple[Tensor,
     with torch.no_grad():
         total = counts.sum() * action.shape[-1]
         centroid = ((chunks.mean(1, keepdim=True) - action) ** 2).sum() / total
-        watch = torch.stack([centroid.sqrt(), chunks.var(1, correction=0).sum() / total]).tolist()
-    return error / counts, dict(zip(("centroid_distance", "sibling_variance"), watch, strict=True))
+        variance = chunks.var(1, correction=0).sum() / total
+    return error / counts, {"centroid_distance": centroid.sqrt(), "sibling_variance": variance}
 
 
 @torch.no_grad()

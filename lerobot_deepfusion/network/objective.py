@@ -11,8 +11,7 @@ Axis letters: B batch, K flow samples, T actions of a chunk, A action dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from .drift import drift_losses
 from .flow import euler_times, flow_error, interpolate
 from .two_step import T_STAR, two_step_chunk, two_step_training_times, without_noise_at_one
+from .watched import watch
 
 OBJECTIVES = ("flow", "two_step", "drift")
 
@@ -35,8 +35,14 @@ def ask(objective: str, action: Tensor, noise: Tensor, time: Tensor) -> tuple[Te
 
 
 def losses(
-    objective: str, answer: Tensor, velocity: Tensor, action: Tensor, valid: Tensor
-) -> tuple[Tensor, dict[str, Any]]:
+    objective: str,
+    answer: Tensor,
+    velocity: Tensor,
+    action: Tensor,
+    valid: Tensor,
+    time: Tensor,
+    names: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
     """
     Args:
         objective: one of `OBJECTIVES`.
@@ -44,15 +50,20 @@ def losses(
         velocity: as `ask` gives it.
         action: demonstrations [B, T, A].
         valid: bool [B, T], whether an action counts.
+        time: [B, K].
+        names: of the action's dimensions, A.
 
     Returns:
-        Loss of each observation [B], the mean over its valid actions, and what else to watch.
+        Loss of each observation [B], the mean over its valid actions, and what else to watch: see `watch`, and for
+        `drift`, whose error is the distance from the demonstration, `drift_losses`.
     """
     if objective == "drift":
-        return drift_losses(answer, action, valid)
+        each, found = drift_losses(answer, action, valid)
+        return each, found | watch((answer.detach().float() - action[:, None]) ** 2, valid, None, names)
     counts = valid.to(velocity.dtype)
     error = flow_error(answer.float(), velocity)
-    return (error * counts).sum(1) / counts.sum(1).clamp(min=1), {}
+    found = watch((answer.detach().float() - velocity) ** 2, valid, time, names)
+    return (error * counts).sum(1) / counts.sum(1).clamp(min=1), found
 
 
 def evaluation_times(objective: str, steps: int, device: torch.device) -> Tensor:

@@ -19,8 +19,10 @@ from lerobot_deepfusion.network.objective import (
     training_times,
 )
 from lerobot_deepfusion.network.two_step import T_STAR
+from lerobot_deepfusion.network.watched import watch
 
 B, K, T, A = 2, 4, 5, 3
+TIME, NAMES = torch.tensor([[0.1, 0.2, 0.9, 1.0], [0.0, 0.3, 0.34, 0.7]]), ["x", "y", "z"]
 
 
 def data(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,14 +200,14 @@ def test_padding_counts_for_nothing(objective: str) -> None:
     chunks, action, valid = data()
     velocity = torch.randn(B, K, T, A)
     chunks.requires_grad_()
-    each, _ = losses(objective, chunks, velocity, action, valid)
+    each, _ = losses(objective, chunks, velocity, action, valid, TIME, NAMES)
     (gradient,) = torch.autograd.grad(each.sum(), chunks)
     assert each.shape == (B,)
     assert not gradient[1, :, 3:].any()
     assert gradient[1, :, :3].any()
     behind = torch.where(valid[..., None], action, 99.0)
     other = torch.where(valid[:, None, :, None], velocity, 99.0)
-    assert torch.equal(losses(objective, chunks, other, behind, valid)[0], each)
+    assert torch.equal(losses(objective, chunks, other, behind, valid, TIME, NAMES)[0], each)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -213,9 +215,33 @@ def test_bfloat16_answers_are_measured_in_float32(objective: str) -> None:
     """The loss of rounded chunks is that of the same numbers in float32, to the bit."""
     chunks, action, valid = data(torch.bfloat16)
     velocity = torch.randn(B, K, T, A)
-    each, _ = losses(objective, chunks, velocity, action, valid)
+    each, _ = losses(objective, chunks, velocity, action, valid, TIME, NAMES)
     assert each.dtype == torch.float32
-    assert torch.equal(each, losses(objective, chunks.float(), velocity, action, valid)[0])
+    assert torch.equal(each, losses(objective, chunks.float(), velocity, action, valid, TIME, NAMES)[0])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_is_watched(objective: str) -> None:
+    """Each mean against a loop over all numbers; by flow time where the objective has several."""
+    chunks, action, valid = data()
+    velocity = torch.randn(B, K, T, A)
+    _, found = losses(objective, chunks, velocity, action, valid, TIME, NAMES)
+    target = action[:, None].expand_as(chunks) if objective == "drift" else velocity
+    sums: dict[str, list[float]] = {}
+    for b, k, t, a in torch.cartesian_prod(*map(torch.arange, (B, K, T, A))).tolist():
+        if not valid[b, t]:
+            continue
+        third = ("low", "middle", "high")[min(2, int(TIME[b, k].item() * 3))]
+        part = ("early", "early", "middle", "middle", "late")[t]  # the first thirds are the longer ones
+        keys = [f"loss_{part}", f"loss_{NAMES[a]}", *([] if objective == "drift" else [f"loss_time_{third}"])]
+        for key in keys:
+            sums.setdefault(key, []).append((chunks[b, k, t, a] - target[b, k, t, a]).item() ** 2)
+    drifted = {"centroid_distance", "sibling_variance"} if objective == "drift" else set()
+    assert set(found) == set(sums) | drifted
+    for key, values in sums.items():
+        assert found[key].item() == pytest.approx(sum(values) / len(values), rel=1e-5), key
+    nothing = watch(torch.zeros(B, K, T, A), torch.zeros_like(valid), torch.ones(B, K), NAMES)
+    assert all(value.isnan() for value in nothing.values())
 
 
 def test_given_actions_are_the_first() -> None:
