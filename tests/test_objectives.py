@@ -33,8 +33,7 @@ def counted(policy: DeepFusionPolicy) -> list[Any]:
 
 
 @pytest.mark.medium
-@each
-@pytest.mark.parametrize("time", ["adarms", "token"])
+@pytest.mark.parametrize(("objective", "time"), [("flow", "adarms"), ("two_step", "token"), ("drift", "adarms")])
 def test_learns_to_act(objective: str, time: str) -> None:
     """Of one batch its actions, to within a quarter of their spread, with the evaluations it is to need."""
     policy, batch, _ = make(objective=objective, num_flow_samples=4, time_conditioning=time, num_inference_steps=2)

@@ -66,8 +66,7 @@ def env_config(fields: dict[str, Any]) -> EnvConfig:
 
 
 def look_at_episode(looker: Looker, config: EnvConfig, seed: int) -> tuple[list[int], bool]:
-    """Let the policy act in a simulator, by LeRobot's own loop; returns the steps it looked at, and whether it
-    succeeded.
+    """Let the policy act in a simulator; returns the steps it looked at, and whether it succeeded.
 
     Args:
         looker: in whose place the policy predicts.
@@ -77,17 +76,31 @@ def look_at_episode(looker: Looker, config: EnvConfig, seed: int) -> tuple[list[
     Raises:
         ValueError: for several tasks.
     """
-    policy, envs = looker.policy, make_env(config, n_envs=1)
-    tasks = [(group, index) for group, by_index in envs.items() for index in by_index]
+    envs = make_env(config, n_envs=1)
+    tasks = [env for by_index in envs.values() for env in by_index.values()]
     try:
         if len(tasks) != 1:
             raise ValueError(f"--env.task={config.task}: {len(tasks)} tasks; look at one at a time")
-        [(group, index)] = tasks
-        env_before, env_after = make_env_pre_post_processors(env_cfg=config, policy_cfg=policy.config)
-        policy.predict_action_chunk = lambda batch, **_: looker(batch)  # type: ignore[method-assign]
-        done = rollout(envs[group][index], policy, env_before, env_after, looker.prepare, looker.after, seeds=[seed])
+        success = act(looker, config, tasks[0], seed)
     finally:
-        policy.__dict__.pop("predict_action_chunk", None)
         close_envs(envs)
-    steps = [count * policy.config.n_action_steps for count in range(len(looker.sights))]
-    return steps, bool(done["success"].any())
+    return [count * looker.policy.config.n_action_steps for count in range(len(looker.sights))], success
+
+
+def act(looker: Looker, config: EnvConfig, env: Any, seed: int) -> bool:
+    """One episode by LeRobot's own loop; whether it succeeded.
+
+    Args:
+        looker: in whose place the policy predicts.
+        config: of the simulator.
+        env: it, a vector environment of one.
+        seed: of the episode.
+    """
+    policy = looker.policy
+    env_before, env_after = make_env_pre_post_processors(env_cfg=config, policy_cfg=policy.config)
+    policy.predict_action_chunk = lambda batch, **_: looker(batch)  # type: ignore[method-assign]
+    try:
+        done = rollout(env, policy, env_before, env_after, looker.prepare, looker.after, seeds=[seed])
+    finally:
+        del policy.predict_action_chunk
+    return bool(done["success"].any())

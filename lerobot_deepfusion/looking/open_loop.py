@@ -11,7 +11,7 @@ import torch
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from .held_out import HELD_OUT, told
+from .held_out import HELD_OUT, SEEN, UNKNOWN, told
 from .observations import load
 from .open_loop_drawn import draw
 from .predicted import Along, Course, enough, predict_along
@@ -94,7 +94,7 @@ def say(found: dict[str, Any]) -> list[str]:
     for episode, kind in found["episodes"].items():
         by_kind.setdefault(kind, []).append(episode)
     lines = ["; ".join(f"episodes {', '.join(episodes)}: {kind}" for kind, episodes in by_kind.items())]
-    if not found["held_out"]:
+    if by_kind.keys() & {SEEN, UNKNOWN}:
         lines.append("so these are not errors on held-out data")
     lines.append(f"error of {found['chunks']} chunks, in standard deviations of the training actions:")
     lines += [f"  {name:20} {error:.3f}" for name, error in found["error"].items()]

@@ -37,7 +37,7 @@ def draw(
     from matplotlib import pyplot as plt
 
     names = names[:MOST]
-    rows, words = -(-(len(names) + 1) // COLUMNS), 0.2 * (len(lines) + 1)
+    rows, words = -(-(len(names) + 1) // COLUMNS), 0.17 * (len(lines) + 1)
     height = 2.6 * rows + words
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(5 * COLUMNS, height), squeeze=False)
     for axis in axes.flat[len(names) + 1 :]:

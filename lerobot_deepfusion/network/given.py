@@ -34,6 +34,13 @@ class Given:
 
 
 def draw_mask(action: Tensor, max_delay: int) -> Tensor:
-    """Which actions of chunks [B, T, A] are given in training: the first d, with d from 0 to `max_delay` alike."""
-    delay = torch.randint(max_delay + 1, (len(action), 1), device=action.device)
+    """Which actions of chunks [B, T, A] are given in training: none in half of them, or the first d, with d from 1 to
+    `max_delay` alike.
+
+    Given actions tell much of what comes next. With as many of d = 0 as of any other, a policy learned to go on, and
+    late to look (docs/objectives.md).
+    """
+    size = len(action), 1
+    delay = torch.randint(1, max_delay + 1, size, device=action.device)
+    delay = delay * torch.randint(2, size, device=action.device)
     return torch.arange(action.shape[1], device=action.device) < delay

@@ -130,6 +130,15 @@ def test_weights_are_the_softmax_written_out(make: str, fusion: str, pooling: in
         assert cells.shape[-2:] == (side, side) == (4 // pooling, 4 // pooling)
 
 
+def test_tokens_that_are_no_patches_have_no_cell() -> None:
+    """A class token in front, a newline behind."""
+    clip, onevision = llava_config("clip_llama"), llava_config("onevision")
+    clip.vision_feature_select_strategy = "full"
+    patches = torch.arange(16.0).view(4, 4)
+    assert torch.equal(without_places(torch.arange(-1.0, 16), clip), patches)
+    assert torch.equal(without_places(torch.arange(17.0), onevision), patches)
+
+
 def test_nothing_stays_when_nobody_looks() -> None:
     policy = make_policy("clip_llama")
     denoise = policy._denoise

@@ -78,10 +78,11 @@ def test_numbers_and_names() -> None:
 
 
 @pytest.mark.medium
-def test_chunks_are_the_policys_own(robot: tuple[Path, Path]) -> None:
+def test_chunks_are_the_policys_own(robot: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches, conditions and places: each chunk is what the policy predicts for that row and noise alone."""
     from lerobot_deepfusion.looking.observations import load as load_policy
 
+    monkeypatch.setattr("lerobot_deepfusion.looking.predicted.AT_ONCE", 2)
     policy, before, _ = load_policy(str(robot[0]))
     course = Course(policy, before, robot[1], "local/small", [1, 0], stride=5)
     along = predict_along(course, (1, 2), samples=3)
