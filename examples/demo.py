@@ -5,8 +5,8 @@
     python examples/demo.py --recipe push_3d  # the first one, by a camera with depth that stands elsewhere each time
 
 Every stage is one of LeRobot's or this package's own commands; they are printed, and can be run by hand.
-Leaves `outputs/demo/<recipe>/`: data, checkpoint, evaluation, `success.mp4`, `strip.png`, `report.png` and
-`report.json`; with depth also `space.png` and `space.rrd`.
+Leaves `outputs/demo/<recipe>/`: data, checkpoint, evaluation, `success.mp4`, `strip.png`, `report.png`, `report.json`
+and `look/`, what it looked at in its first success; with depth also `space.png` and `space.rrd`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
+FIRST_SEED = 1000  # of evaluation
 RECIPES = {
     "push": {"task": "push-v3", "episodes": 160, "config": "tiny.yaml"},
     "faucet": {"task": "one-faucet-open,one-faucet-close", "episodes": 60, "config": "tiny_faucet.yaml"},
@@ -62,14 +63,26 @@ def run(command: str, log: Path | None = None) -> None:
 
 
 def evaluate(checkpoint: Path, out: Path, recipe: dict, episodes: int) -> dict[str, float]:
-    """Success of a checkpoint on each task, by lerobot-eval; its seeds start at 1000."""
+    """Success of a checkpoint on each task, by lerobot-eval."""
     run(
         f"lerobot-eval --policy.path={checkpoint} --policy.device=cpu --env.type=metaworld_fast "
         f"--env.task={recipe['task']} {_space(recipe, '--env.depth=true --env.camera_poses=')}"
-        f"--eval.n_episodes={episodes} --eval.batch_size=2 --seed=1000 --output_dir={out}"
+        f"--eval.n_episodes={episodes} --eval.batch_size=2 --seed={FIRST_SEED} --output_dir={out}"
     )
     per_task = json.loads((ROOT / out / "eval_info.json").read_text())["per_task"]
     return {entry["task_group"]: sum(entry["metrics"]["successes"]) / episodes for entry in per_task}
+
+
+def look(checkpoint: Path, out: Path, recipe: dict) -> None:
+    """Where the policy looks in its first success."""
+    task = json.loads((ROOT / out / "after" / "eval_info.json").read_text())["per_task"][0]
+    successes = task["metrics"]["successes"]
+    if True in successes:
+        run(
+            f"deepfusion look {checkpoint} --env.type=metaworld_fast --env.task={task['task_group']} "
+            f"{_space(recipe, '--env.depth=true --env.camera_poses=')}"
+            f"--seed={FIRST_SEED + successes.index(True)} --output-dir={out}/look"
+        )
 
 
 def _space(recipe: dict, options: str) -> str:
@@ -159,6 +172,7 @@ def main() -> None:
     checkpoint = out / "trained/checkpoints/last/pretrained_model"
     after = evaluate(checkpoint, out / "after", recipe, args.episodes)
     stage("evaluation")
+    look(checkpoint, out, recipe)
     if "camera_poses" in recipe:
         run(f"deepfusion space {data} --output-dir {out}")
 
