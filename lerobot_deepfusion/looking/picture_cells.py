@@ -48,8 +48,12 @@ class Grid:
         return cells[..., rows.clamp(min=0)[:, None], columns.clamp(min=0)[None]] * there.to(cells.device)
 
     def heat(self, cells: Tensor, height: int, width: int) -> Tensor:
-        """The same, of which each cell's pixels share its value: the sum is that of all cells with a pixel."""
-        return self.spread(cells / self.pixels(height, width).clamp(min=1).to(cells.device), height, width)
+        """The same, of which the pixels of a whole cell share its value. Of a cell that reaches into a bar, the bar's
+        part is not there: else its few pixels would look hot.
+        """
+        new_height, new_width = letterbox_geometry(height, width, self.size)[0]
+        whole = (self.cell * height / new_height) * (self.cell * width / new_width)  # the picture's own pixels
+        return self.spread(cells, height, width) / whole
 
     def pixels(self, height: int, width: int) -> Tensor:
         """How many pixels of a picture each cell covers, [G, G]."""
