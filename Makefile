@@ -21,7 +21,7 @@ demo-faucet: setup
 demo-3d: setup
 	.venv/bin/python examples/demo.py --recipe push_3d
 
-# For a lent card, where nothing can be installed: a folder with all that the benchmark needs.
+# For a rented card, where nothing can be installed: a folder with all that the benchmark needs.
 gpu-kit: setup
 	.venv/bin/python -m benchmarks.gpu.kit
 

@@ -6,7 +6,7 @@
 
 Every stage is one of LeRobot's or this package's own commands; they are printed, and can be run by hand.
 Leaves `outputs/demo/<recipe>/`: data, checkpoint, evaluation, `success.mp4`, `strip.png`, `report.png`, `report.json`
-and `look/`, what it looked at in its first success; with depth also `space.png` and `space.rrd`.
+and `look/`, what it looks at where it first succeeded; with depth also `space.png` and `space.rrd`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def evaluate(checkpoint: Path, out: Path, recipe: dict, episodes: int) -> dict[s
 
 
 def look(checkpoint: Path, out: Path, recipe: dict) -> None:
-    """Where the policy looks in its first success."""
+    """Where the policy looks in the scene of its first success, in another try."""
     task = json.loads((ROOT / out / "after" / "eval_info.json").read_text())["per_task"][0]
     successes = task["metrics"]["successes"]
     if True in successes:

@@ -203,7 +203,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
                 those, which several processes with a part of the batch each get too, however much is padding.
 
         Returns:
-            The loss, and what of the step before is to be watched, as floats; see `network.watched`.
+            The loss, and what is to be watched (`network.watched`), in training of the step before.
 
         Raises:
             ValueError: for another reduction.
@@ -235,7 +235,8 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         names = config.action_feature_names or range(action.shape[-1])
         each, watched = losses(config.objective, answer, velocity, action, valid, time, list(map(str, names)))
         watched["padded"] = padded
-        return (each if reduction == "none" else each.mean()), self._step_behind.swap(watched)
+        shown = self._step_behind.swap(watched) if self.training else {name: v.item() for name, v in watched.items()}
+        return (each if reduction == "none" else each.mean()), shown
 
     def _training_times(self, size: int, samples: int, device: torch.device) -> Tensor:
         """Flow times [B, K]."""

@@ -62,9 +62,10 @@ def test_a_sample_s_loss_is_its_own(objective: str) -> None:
 
 @each
 def test_what_is_watched_comes_a_step_later(objective: str) -> None:
-    """As plain numbers, by the names of the data set, without those of which there was nothing."""
+    """As plain numbers, by the names of the data set; at once where nothing is trained."""
     policy, batch, _ = make(objective=objective, num_flow_samples=2, action_feature_names=["dx", "dy", "grip"])
-    batch["action_is_pad"][:, 2:] = True  # so that the late third is padding alone
+    batch["action_is_pad"][:, 2:] = True
+    policy.train()
     with torch.random.fork_rng():
         torch.manual_seed(7)
         first, watched = policy.forward(batch)
@@ -73,13 +74,15 @@ def test_what_is_watched_comes_a_step_later(objective: str) -> None:
     watched = policy.forward(batch)[1]
     assert all(type(value) is float for value in watched.values())
     assert watched["padded"] == pytest.approx(4 / 6)
-    assert "loss_late" not in watched
-    dimensions = [watched[f"loss_{name}"] for name in ("dx", "dy", "grip")]
+    dimensions = [watched[f"loss_dim_{name}"] for name in ("dx", "dy", "grip")]
     if objective != "drift":  # whose loss is a force
         assert sum(dimensions) / 3 == pytest.approx(first.item(), rel=1e-5)
         assert watched["loss_early"] == pytest.approx(first.item(), rel=1e-5)
     assert ("centroid_distance" in watched) == (objective == "drift")
     assert policy.forward(batch)[1]["padded"] == 0
+    policy.eval()
+    batch["action_is_pad"][:, 2:] = True
+    assert policy.forward(batch)[1]["padded"] == pytest.approx(4 / 6)
 
 
 @few

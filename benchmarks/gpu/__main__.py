@@ -3,9 +3,9 @@
     python -m benchmarks.gpu                           # on a card, into benchmarks/results/gpu.json
     python -m benchmarks.gpu --device cpu --small      # the same road with small stand-ins, anywhere
 
-Random weights and no network. On a machine that has nothing but torch, torchvision, NumPy and Pillow it runs from the
-folder that `make gpu-kit` makes. What fails is said and written down, and the next measurement starts; none starts
-after `--minutes`.
+Random weights and no network; rows are of this run alone. On a machine that has nothing but torch, torchvision, NumPy
+and Pillow it runs from the folder that `make gpu-kit` makes. What fails is said and written down, and the next
+measurement starts; none starts after `--minutes`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if importlib.util.find_spec("cv2") is None:
 import torch
 
 from .. import report
-from .acting import beside, chunks, fast_chunks, numerics, seven_b
+from .acting import beside, chunks, fast_chunks, graphs, numerics, seven_b
 from .kernels import kernels
 from .options import Options
 from .training import training
@@ -46,6 +46,7 @@ MEASURES = {
     "training": training,
     "beside": beside,
     "seven_b": seven_b,
+    "graphs": graphs,  # at the end: a capture that fails can take the context with it
 }
 BARS = {("chunk, 10 evaluations", 40.0), ("chunk, 1 evaluations", 15.0)}  # ms on an H100, by the fastest way
 
@@ -66,6 +67,9 @@ def main() -> None:
         parser.error("torch finds no CUDA card here; `--device cpu --small` runs the same without one")
     if not args.device.startswith("cuda"):
         torch.set_num_threads(1)  # whose own time the clock counts
+    else:
+        torch.cuda.set_device(torch.device(args.device).index or 0)
+    args.out.unlink(missing_ok=True)  # what another machine found
     options = Options(args.device, args.small, args.rounds)
     start = time.monotonic()
     where = report.machine(args.device, "bfloat16", args.rounds) | card(args.device) | {"small": args.small}
@@ -86,7 +90,7 @@ def main() -> None:
         where["seconds"] = {**where.get("seconds", {}), what: round(time.monotonic() - since, 1)}
         report.save(args.out, where | {"failed": failed}, table)
         gc.collect()
-        if args.device.startswith("cuda"):
+        if args.device.startswith("cuda") and what not in failed:
             torch.cuda.empty_cache()
     if not args.small:
         print_bars(report.load(args.out))

@@ -34,21 +34,34 @@ def chunks(options: Options) -> list[Row]:
 
 
 def fast_chunks(options: Options) -> list[Row]:
-    """The same policy with its denoise step compiled, with and without torch's graph of it, and with one CUDA graph
-    of everything; each beside the eager one.
-    """
+    """The same policy with its denoise step compiled, with and without torch's graph of it, beside the eager one."""
     policy = random_policy(ONEVISION, options.small, options.device)
     batch, ways = make_batch(policy, 1), {"eager": policy}
-    if shutil.which("g++") or shutil.which("clang++"):
-        for name, mode in (("compiled", "default"), ("compile_model=true", "reduce-overhead")):
-            ways[name] = random_policy(ONEVISION, options.small, options.device)
-            ways[name]._denoise = torch.compile(ways[name].model.denoise, fullgraph=True, dynamic=False, mode=mode)
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        raise RuntimeError("no C++ compiler here, without which torch compiles nothing")
+    for name, mode in (("compiled", "default"), ("compile_model=true", "reduce-overhead")):
+        ways[name] = random_policy(ONEVISION, options.small, options.device)
+        ways[name]._denoise = torch.compile(ways[name].model.denoise, fullgraph=True, dynamic=False, mode=mode)
     table: list[Row] = []
     for count in (10, 1):
         jobs: dict[str, Callable[[], object]] = {name: partial(act, way, batch, count) for name, way in ways.items()}
-        if options.device.startswith("cuda"):
-            jobs["one CUDA graph"] = graph_of(policy, count).replay
         table += rows(f"chunk, {count} evaluations", race(jobs, options.rounds, options.device), "eager")
+    return table
+
+
+def graphs(options: Options) -> list[Row]:
+    """The network's whole chunk as one CUDA graph, beside the same without: what is left when launches cost nothing.
+    From pictures as the tower takes them; what `predict_action_chunk` does before is not in it.
+    """
+    if not options.device.startswith("cuda"):
+        return []
+    policy, table = random_policy(ONEVISION, options.small, options.device), []
+    for count in (10, 1):
+        chunk = whole_chunk(policy, count)
+        replay = captured(chunk)
+        jobs: dict[str, Callable[[], object]] = {"network, eager": chunk, "network, one CUDA graph": replay}
+        torch.testing.assert_close(replay(), chunk(), rtol=0.05, atol=0.05)
+        table += rows(f"network, {count} evaluations", race(jobs, options.rounds, options.device), "network, eager")
     return table
 
 
@@ -68,15 +81,22 @@ def beside(options: Options) -> list[Row]:
     arms = {name: measures.build(name, case, device=options.device) for name in names}
     for arm in arms.values():
         arm.model.eval()
-    jobs = {f"{name}, 10": partial(arm.act, 10) for name, arm in arms.items()}
-    jobs |= {f"{name}, 1": partial(arms[name].act, 1) for name in names[:2]}
-    with measures.autocast(options.device, "bfloat16"):
-        return rows(f"beside, {case}", race(jobs, options.rounds, options.device), "pi0, 10")
+
+    def half(name: str, evaluations: int) -> Tensor:
+        with measures.autocast(options.device, "bfloat16"):  # anew for each chunk, as a policy does
+            return arms[name].act(evaluations)
+
+    jobs = {f"{name}, 10": partial(half, name, 10) for name in names}
+    jobs |= {f"{name}, 1": partial(half, name, 1) for name in names[:2]}
+    return rows(f"beside, {case}", race(jobs, options.rounds, options.device), "pi0, 10")
 
 
 def numerics(options: Options) -> list[Row]:
     """How far a chunk in bfloat16 is from that in float32, as a share of what the network moved it by."""
     whole = random_policy(ONEVISION, options.small, options.device, dtype="float32")
+    if options.small:  # whose narrow layers would hardly answer otherwise
+        for parameter in whole.parameters():
+            parameter.data *= 4 if parameter.ndim > 1 else 1
     half = random_policy(ONEVISION, options.small, options.device)
     half.load_state_dict(whole.state_dict())
     batch = make_batch(whole, 1)
@@ -93,9 +113,8 @@ def act(
     return policy.predict_action_chunk(batch, noise=noise)
 
 
-@torch.no_grad()
-def graph_of(policy: DeepFusionPolicy, evaluations: int) -> torch.cuda.CUDAGraph:
-    """The network's whole chunk, captured: pictures as the tower takes them, and nothing asked of the device."""
+def whole_chunk(policy: DeepFusionPolicy, evaluations: int) -> Callable[[], Tensor]:
+    """The VLM's pass and all evaluations, which ask nothing of the host."""
     config, model = policy.eval().config, policy.model
     perception, device = model.perception, torch.device(config.device)
     side, known = perception.config.vision_config.image_size, perception.config
@@ -104,26 +123,38 @@ def graph_of(policy: DeepFusionPolicy, evaluations: int) -> torch.cuda.CUDAGraph
     pixels = torch.rand(1, len(config.cameras), 3, side, side, device=device)
     valid, state = torch.ones_like(tokens, dtype=torch.bool), torch.randn(1, config.max_state_dim, device=device)
     noise = torch.randn(1, 1, config.chunk_size, config.max_action_dim, device=device)
-    times = evaluation_times("flow", evaluations, device)
+    with torch.no_grad(), autocast(device, config.dtype):  # the time's features come from the host
+        schedule = model.embed_time(evaluation_times("flow", evaluations, device)).split(1, dim=2)
 
+    @torch.no_grad()
     def chunk() -> Tensor:
         with autocast(device, config.dtype):
             states = model.project_contexts(model.prefill(pixels, tokens, valid))
             actions = noise
-            for time in model.embed_time(times).split(1, dim=2):
+            for time in schedule:
                 actions = actions - model.denoise(states, state, actions, time).float() / evaluations
         return actions
 
+    return chunk
+
+
+def captured(job: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A job as a CUDA graph, and its answer. What is returned holds the job, whose tensors the graph reads."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):  # torch wants to have run it on a stream of its own before
         for _ in range(3):
-            chunk()
+            job()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chunk()
-    return graph
+        answer = job()
+
+    def replay(_: Callable[[], Tensor] = job) -> Tensor:
+        graph.replay()
+        return answer
+
+    return replay
 
 
 def rows(case: str, seconds: Seconds, reference: str) -> list[Row]:

@@ -59,6 +59,8 @@ def random_policy(kind: Kind, small: bool, device: str, **changes: Any) -> DeepF
     set_precision(policy, config.dtype)
     torch.manual_seed(0)
     fill(policy, torch.device(device))
+    for layer in policy.model.expert.backbone.layers:
+        policy.model.expert.backbone._init_weights(layer)  # gates that are open
     return policy
 
 

@@ -63,8 +63,13 @@ class Attention:
         """
         weights = self.weights.mean((0, 1, 2))
         found: list[tuple[str, float]] = []
-        for index in ((self.tokens != self.image_token) & self.valid).nonzero()[:, 0].tolist():
-            piece, weight = decode([int(self.tokens[index])]), weights[index].item()
+        places = ((self.tokens != self.image_token) & self.valid).nonzero()[:, 0]
+        ids, text = self.tokens[places].tolist(), ""
+        for count, index in enumerate(places.tolist(), 1):
+            # A token alone has lost the space before it, or is a part of a letter.
+            longer = decode(ids[:count]).rstrip("\ufffd")
+            piece, weight = longer[len(text) :], weights[index].item()
+            text = longer
             if not found or piece[:1].isspace() or found[-1][0][-1:].isspace():
                 found.append((piece, weight))
             else:
@@ -143,7 +148,8 @@ def _softmax(
 ) -> Tensor:
     """What the fused kernel does not give, in float32."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).float()
-    scores = query.float() @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    with torch.autocast(query.device.type, enabled=False):  # under which the product would be rounded
+        scores = query.float() @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf)
     return scores.softmax(-1)

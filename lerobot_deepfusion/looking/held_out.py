@@ -22,10 +22,11 @@ def told(checkpoint: Path, root: Path, repo_id: str | None, episodes: Sequence[i
     dataset = json.loads(path.read_text()).get("dataset") if path.is_file() else None
     if not dataset:
         return dict.fromkeys(episodes, UNKNOWN)
-    same_name = repo_id is not None and dataset.get("repo_id") == repo_id
-    trained_at = dataset.get("root")
+    trained_at, trained_on = dataset.get("root"), dataset.get("repo_id")
     same_place = trained_at is not None and Path(trained_at).resolve() == root.resolve()
-    if not (same_name or same_place):
+    if (repo_id is None and not same_place) or dataset.get("eval_split"):  # by which LeRobot leaves out what it draws
+        return dict.fromkeys(episodes, UNKNOWN)
+    if trained_on != repo_id and not same_place:
         return dict.fromkeys(episodes, OTHER)
     used = dataset.get("episodes")
     return {episode: SEEN if used is None or episode in used else HELD_OUT for episode in episodes}

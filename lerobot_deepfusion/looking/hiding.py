@@ -36,7 +36,6 @@ class Hider:
     def __init__(self, policy: DeepFusionPolicy, batch: Mapping[str, Any], noise: Tensor, grid: Grid) -> None:
         self.policy, self.batch, self.noise, self.grid = policy, batch, noise, grid
         self.cameras = [camera for camera in policy.config.cameras if camera in batch]
-        self.chunk = self._predict([{}])[0]
 
     def visible(self) -> dict[str, Tensor]:
         """Which cells have a pixel of the picture, bool [G, G]."""
@@ -48,9 +47,12 @@ class Hider:
         Args:
             hidden: bool [G, G] by camera, once for each question; a camera that is left out stays whole.
         """
-        parts = [hidden[start : start + AT_ONCE] for start in range(0, len(hidden), AT_ONCE)]
-        chunks = torch.cat([self._predict(part) for part in parts])
-        return (chunks - self.chunk).square().mean(-1).sqrt()
+        found = []
+        for start in range(0, len(hidden), AT_ONCE):
+            # Beside the whole observation, since a batch of another size is rounded in another way.
+            whole, *moved = self._predict([{}, *hidden[start : start + AT_ONCE]])
+            found += [(chunk - whole).square().mean(-1).sqrt() for chunk in moved]
+        return torch.stack(found)
 
     def _predict(self, hidden: Sequence[Cells]) -> Tensor:
         size = len(hidden)

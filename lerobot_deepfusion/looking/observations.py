@@ -19,8 +19,17 @@ from .sight import Looker
 
 
 def load(checkpoint: str) -> tuple[DeepFusionPolicy, Any, Any]:
-    """A policy, ready to act, and its two pipelines."""
+    """A policy, ready to act, and its two pipelines. Its step is not compiled, since batches are of many sizes.
+
+    Raises:
+        ValueError: for adapters, which stand in a checkpoint of their own.
+    """
+    if (Path(checkpoint) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{checkpoint} has adapters; `deepfusion merge {checkpoint} <folder>` adds them to their base"
+        )
     policy = DeepFusionPolicy.from_pretrained(checkpoint)
+    policy._denoise = policy.model.denoise
     device = {"device_processor": {"device": str(policy.config.device)}}
     before, after = make_pre_post_processors(policy.config, pretrained_path=checkpoint, preprocessor_overrides=device)
     return policy.eval(), before, after

@@ -11,7 +11,8 @@ import torch
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from .held_out import HELD_OUT, SEEN, UNKNOWN, told
+from ..inputs.dataset_facts import dimension_names
+from .held_out import HELD_OUT, told
 from .observations import load
 from .open_loop_drawn import draw
 from .predicted import Along, Course, enough, predict_along
@@ -32,11 +33,13 @@ def open_loop(
     chosen = numbers(episodes)
     names = told(Path(checkpoint), dataset, repo_id, chosen)
     course = Course(policy, before, dataset, repo_id or "local/data", chosen, stride or policy.config.n_action_steps)
+    dimensions = dimension_names(course.meta.features[ACTION]) or [
+        str(index) for index in range(policy.config.action_feature.shape[0])
+    ]
     flow = policy.config.objective == "flow"
     counts = COUNTS if flow else (2,) if policy.config.objective == "two_step" else (1,)
     along = predict_along(course, counts, SAMPLES if policy.config.objective != "two_step" else 1)
     found = summary(along, counts, names)
-    dimensions = dimension_names(course.meta.features[ACTION])
     ours, theirs = (_own_units(after, chunks) for chunks in (along.chunks[_most(counts)], along.recorded))
     off = (ours - theirs).abs().masked_fill(~along.valid[..., None], torch.nan).flatten(0, 1).nanmean(0)
     found["mean_absolute_error"] = dict(zip(dimensions, off.tolist(), strict=True))
@@ -59,21 +62,14 @@ def numbers(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"--episodes={text}: expected numbers such as 0,3,7-9")
+        if int(last or first) < int(first):
+            raise ValueError(f"--episodes={text}: {part.strip()} ends before it begins")
         found += range(int(first), int(last or first) + 1)
     return found
 
 
-def dimension_names(feature: dict[str, Any]) -> list[str]:
-    """Of the action's dimensions, as the data set has them."""
-    names = feature.get("names")
-    if isinstance(names, dict):
-        names = [name for group in names.values() for name in group]
-    size = feature["shape"][0]
-    return [str(name) for name in names] if names and len(names) == size else [f"{index}" for index in range(size)]
-
-
 def summary(along: Along, counts: Sequence[int], names: dict[int, str]) -> dict[str, Any]:
-    """Everything in numbers, errors in standard deviations of the training actions."""
+    """Everything in numbers, errors in the units that the policy normalises to."""
     valid = along.valid[..., None].expand_as(along.recorded)
     return {
         "episodes": {str(episode): name for episode, name in names.items()},
@@ -94,9 +90,9 @@ def say(found: dict[str, Any]) -> list[str]:
     for episode, kind in found["episodes"].items():
         by_kind.setdefault(kind, []).append(episode)
     lines = ["; ".join(f"episodes {', '.join(episodes)}: {kind}" for kind, episodes in by_kind.items())]
-    if by_kind.keys() & {SEEN, UNKNOWN}:
-        lines.append("so these are not errors on held-out data")
-    lines.append(f"error of {found['chunks']} chunks, in standard deviations of the training actions:")
+    if not found["held_out"]:
+        lines.append("so these are not known to be errors on held-out data")
+    lines.append(f"error of {found['chunks']} chunks, in the units that the policy normalises to:")
     lines += [f"  {name:20} {error:.3f}" for name, error in found["error"].items()]
     lines.append(f"  {'the mean action':20} {found['error_of_the_mean_action']:.3f}")
     if found["spread"] is not None:

@@ -57,7 +57,7 @@ def draw(
     horizon = axes.flat[len(names)]
     for condition in along.chunks:
         horizon.plot(along.squared(condition).nanmean(0).sqrt(), label=condition, marker=".")
-    horizon.set_title("error over the chunk, standard deviations", fontsize=9)
+    horizon.set_title("error over the chunk, normalised", fontsize=9)
     horizon.set_xlabel("action of the chunk", fontsize=8)
     horizon.set_ylim(bottom=0)
     horizon.legend(fontsize=7)

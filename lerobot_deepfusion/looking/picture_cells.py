@@ -70,9 +70,9 @@ def patch_grid(config: PreTrainedConfig, pooling: int) -> Grid:
 
 
 def coarse_grid(size: int, finest: int = 1) -> Grid:
-    """Few cells, each of whole blocks of `finest` pixels."""
+    """Few cells, each of whole blocks of `finest` pixels; the last may reach beyond the picture."""
     cell = finest * max(1, size // (FEWEST * finest))
-    return Grid(size, cell, size // cell)
+    return Grid(size, cell, -(-size // cell))
 
 
 def without_places(weights: Tensor, config: PreTrainedConfig) -> Tensor:

@@ -18,6 +18,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ..inputs.batch_shapes import fit_targets
 from ..inputs.depth_keys import depth_key
 from ..modeling_deepfusion import DeepFusionPolicy
 
@@ -25,6 +26,10 @@ AT_ONCE, TIMED = 16, 5  # observations in a pass; chunks of one observation whos
 AS_GOOD = 1.02  # times the error
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
 
 
 @dataclass
@@ -86,11 +91,13 @@ class Course:
             self.places += [(episode, index - start, index) for index in range(start, stop, stride)]
         self.tasks = [str(task) for task in self.meta.tasks.index]
 
-    def batches(self, change: Change = lambda batch: batch) -> Iterator[dict[str, Any]]:
-        """Pre-processed batches, to each of which something was done before."""
+    def batches(self, words: Change = _as_it_is, pictures: Change = _as_it_is) -> Iterator[dict[str, Any]]:
+        """Pre-processed batches, to whose words something was done before and to whose pictures behind: the
+        pre-processor knows other names of cameras.
+        """
         for start in range(0, len(self.places), AT_ONCE):
             rows = [self.data[index] for _, _, index in self.places[start : start + AT_ONCE]]
-            yield self.before(change(default_collate(rows)))
+            yield pictures(self.before(words(default_collate(rows))))
 
     def black(self, batch: dict[str, Any]) -> dict[str, Any]:
         """No picture, and no depth."""
@@ -104,13 +111,13 @@ class Course:
         return {**batch, "task": [after[task] for task in batch["task"]]}
 
 
-def conditions(course: Course, counts: Sequence[int]) -> dict[str, tuple[int, Change]]:
-    """By name, evaluations and what is done to the observation before: nothing, or what the controls are."""
+def conditions(course: Course, counts: Sequence[int]) -> dict[str, tuple[int, dict[str, Change]]]:
+    """By name, evaluations and what is done to the observation: nothing, or what the controls are."""
     most = counts[-1]
-    found: dict[str, tuple[int, Change]] = {f"{count} evaluations": (count, lambda batch: batch) for count in counts}
-    found["black pictures"] = most, course.black
+    found: dict[str, tuple[int, dict[str, Change]]] = {f"{count} evaluations": (count, {}) for count in counts}
+    found["black pictures"] = most, {"pictures": course.black}
     if len(course.tasks) > 1:
-        found["other instructions"] = most, course.other_words
+        found["other instructions"] = most, {"words": course.other_words}
     return found
 
 
@@ -126,10 +133,10 @@ def predict_along(course: Course, counts: Sequence[int], samples: int) -> Along:
     policy, config = course.policy, course.policy.config
     size = len(course.places), config.chunk_size, config.action_feature.shape[0]
     noise = torch.randn(samples, *size, generator=torch.Generator().manual_seed(0))
-    first = list(course.batches())
-    recorded, valid = (torch.cat([batch[key].cpu() for batch in first]) for key in (ACTION, f"{ACTION}_is_pad"))
+    targets = [tuple(value.cpu() for value in fit_targets(config, batch)) for batch in course.batches()]
+    recorded, valid = (torch.cat(values) for values in zip(*targets, strict=True))
 
-    def chunks(batches: Iterator[dict[str, Any]] | list[dict[str, Any]], evaluations: int, sample: int = 0) -> Tensor:
+    def chunks(batches: Iterator[dict[str, Any]], evaluations: int, sample: int = 0) -> Tensor:
         config.num_inference_steps = evaluations
         found, start = [], 0
         for batch in batches:
@@ -140,19 +147,19 @@ def predict_along(course: Course, counts: Sequence[int], samples: int) -> Along:
         return torch.cat(found)
 
     by_condition = {
-        name: chunks(course.batches(change), evaluations)
-        for name, (evaluations, change) in conditions(course, counts).items()
+        name: chunks(course.batches(**changes), evaluations)
+        for name, (evaluations, changes) in conditions(course, counts).items()
     }
-    drawn = torch.stack([chunks(first, counts[-1], sample) for sample in range(samples)])
+    drawn = torch.stack([chunks(course.batches(), counts[-1], sample) for sample in range(samples)])
     along = Along(
         [episode for episode, _, _ in course.places],
         [frame for _, frame, _ in course.places],
         recorded,
-        ~valid,
+        valid,
         by_condition,
         drawn.std(0) if samples > 1 else torch.full_like(recorded, torch.nan),
     )
-    one = {key: value[:1] for key, value in first[0].items() if isinstance(value, Tensor | list)}
+    one = {key: value[:1] for key, value in next(course.batches()).items() if isinstance(value, Tensor | list)}
     for count in counts:
         config.num_inference_steps = count
         along.seconds[count] = _seconds(policy, one)

@@ -29,7 +29,7 @@ class Sight:
     """
     Attributes:
         pictures: [H, W, 3] in [0, 1] by camera.
-        state: as the robot gives it.
+        state: as the robot gives it, or normalised where it has another name there.
         chunk: [T, A], as the robot gets it.
         grid: of the cells.
         cells: worth of each cell by camera, [L, N, len(ACTIONS), G, G]; of one layer and head by occlusion.
@@ -105,7 +105,7 @@ class Looker:
         self.sights.append(
             Sight(
                 {camera: batch[camera][0].permute(1, 2, 0).float().cpu().numpy() for camera in hider.cameras},
-                self.seen[OBS_STATE][0].float().cpu().numpy(),
+                self.seen.get(OBS_STATE, batch[OBS_STATE])[0].float().cpu().numpy(),
                 self.after(chunk[0]).float().cpu().numpy(),
                 grid,
                 cells,

@@ -62,7 +62,8 @@ def losses(
         return each, found | watch((answer.detach().float() - action[:, None]) ** 2, valid, None, names)
     counts = valid.to(velocity.dtype)
     error = flow_error(answer.float(), velocity)
-    found = watch((answer.detach().float() - velocity) ** 2, valid, time, names)
+    times = time if objective == "flow" else None  # of the other there are two
+    found = watch((answer.detach().float() - velocity) ** 2, valid, times, names)
     return (error * counts).sum(1) / counts.sum(1).clamp(min=1), found
 
 

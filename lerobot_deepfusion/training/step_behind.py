@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -19,9 +18,9 @@ class StepBehind:
         self._values: Tensor | None = None
 
     def swap(self, found: Mapping[str, Tensor]) -> dict[str, float]:
-        """Keep what this step found; what the one before it found, without what is no number."""
+        """Keep what this step found; what the one before it found."""
         names, values = self._names, self._values
         self._names, self._values = list(found), torch.stack([value.float() for value in found.values()])
         if values is None:
             return {}
-        return {name: value for name, value in zip(names, values.tolist(), strict=True) if math.isfinite(value)}
+        return dict(zip(names, values.tolist(), strict=True))

@@ -79,16 +79,7 @@ def written_out(policy: DeepFusionPolicy) -> Iterator[list[torch.Tensor]]:
             split(attention.q_proj), split(attention.k_proj), *given["position_embeddings"]
         )
         key = torch.cat([given["cross_key_value_states"][0], key], dim=2)
-        mask = given["attention_mask"].expand(-1, -1, query.shape[2], -1)
-        weights = torch.zeros(*query.shape[:3], key.shape[2])
-        for batch in range(len(query)):
-            for head in range(query.shape[1]):
-                group = head // (query.shape[1] // key.shape[1])
-                for row in range(query.shape[2]):
-                    seen = mask[batch, 0, row]
-                    scores = (key[batch, group, seen] @ query[batch, head, row]) / heads**0.5
-                    weights[batch, head, row, seen] = scores.exp() / scores.exp().sum()
-        found.append(weights)
+        found.append(softmax(query.double(), key.double(), given["attention_mask"], heads))
 
     layers = policy.model.expert.backbone.layers
     handles = [layer.self_attn.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
@@ -97,14 +88,32 @@ def written_out(policy: DeepFusionPolicy) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-CASES = [(make, "kv", 1) for make in MAKES] + [("onevision", "hidden", 2), ("siglip_qwen2", "late", 2)]
+def softmax(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, heads: int) -> torch.Tensor:
+    mask = mask.expand(-1, -1, query.shape[2], -1)
+    weights = torch.zeros(*query.shape[:3], key.shape[2], dtype=query.dtype)
+    for batch in range(len(query)):
+        for head in range(query.shape[1]):
+            group = head // (query.shape[1] // key.shape[1])
+            for row in range(query.shape[2]):
+                seen = mask[batch, 0, row]
+                scores = (key[batch, group, seen] @ query[batch, head, row]) / heads**0.5
+                weights[batch, head, row, seen] = scores.softmax(0)
+    return weights.float()
+
+
+CASES = [
+    *((make, "kv", 1, "float32") for make in MAKES),
+    ("onevision", "hidden", 2, "float32"),
+    ("siglip_qwen2", "late", 2, "float32"),
+    ("onevision", "kv", 1, "bfloat16"),
+]
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(("make", "fusion", "pooling"), CASES)
-def test_weights_are_the_softmax_written_out(make: str, fusion: str, pooling: int) -> None:
-    """With padding, an absent camera, pooled tokens, class tokens and newlines."""
-    policy = make_policy(make, fusion=fusion, image_token_pooling=pooling)
+@pytest.mark.parametrize(("make", "fusion", "pooling", "dtype"), CASES)
+def test_weights_are_the_softmax_written_out(make: str, fusion: str, pooling: int, dtype: str) -> None:
+    """With padding, an absent camera, pooled tokens, class tokens and newlines, and where the network is rounded."""
+    policy = make_policy(make, fusion=fusion, image_token_pooling=pooling, dtype=dtype)
     batch, noise = make_batch(absent=True), torch.randn(2, 5, 3)
     with torch.no_grad(), written_out(policy) as reference:
         plain = policy.predict_action_chunk(dict(batch), noise=noise)
@@ -122,7 +131,7 @@ def test_weights_are_the_softmax_written_out(make: str, fusion: str, pooling: in
         torch.testing.assert_close(sum(shares.values()), torch.ones(layers))
         assert (shares[FRONT] == 0).all() == (index == 0)
         assert shares[WRIST].min() > 0
-        words = attention.words(lambda ids: f" {ids[0]}")
+        words = attention.words(lambda ids: "".join(f" {number}" for number in ids))
         assert len(words) == (WORDS, 4)[index]
         assert sum(share for _, share in words) == pytest.approx(shares["text"].mean().item(), rel=1e-4)
         cells = without_places(attention.camera_weights()[WRIST], policy.model.perception.config)
@@ -185,5 +194,5 @@ def test_pixels_beyond_the_last_patch_are_of_none() -> None:
     assert mask[:378, :378].all()
     assert not mask[378:].any()
     assert not mask[:, 378:].any()
-    assert coarse_grid(384, 14) == Grid(384, 28, 13)
+    assert coarse_grid(384, 14) == Grid(384, 28, 14)
     assert coarse_grid(96) == Grid(96, 8, 12)

@@ -21,6 +21,7 @@ from tests.small_data import columns, load, picture, prepare, vector, write
 from tests.small_data import config as small_config
 
 CAMERA = "observation.image"
+LLAVA = Path(__file__).parents[1] / "contract/0.1/llava/pretrained_model"
 
 
 def hider_of(**changes) -> Hider:
@@ -63,7 +64,7 @@ def test_depth_is_hidden_with_the_picture() -> None:
     assert hider.moved([{CAMERA: visible}]).mean() > 1e-3
     without_depth = {**hider.batch, depth_key(CAMERA): torch.zeros_like(hider.batch[depth_key(CAMERA)])}
     blind = Hider(hider.policy, without_depth, hider.noise, hider.grid)
-    torch.testing.assert_close(hider._predict([{CAMERA: visible}])[0], blind.chunk)
+    torch.testing.assert_close(hider._predict([{CAMERA: visible}]), blind._predict([{}]))
 
 
 def checkpoint(folder: Path) -> tuple[Path, Path]:
@@ -102,6 +103,21 @@ def test_the_command_on_data_and_in_the_simulator(tmp_path: Path, capfd: pytest.
     recorded = found["frames"][0]
     assert len(recorded["chunk"]) == 6
     assert [word["word"] for word in recorded["words"]] == ["Push", "the", "puck", "to", "a", "goal"]
+
+
+@pytest.mark.medium
+def test_attention_of_two_cameras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command on a LLaVA whose tokens have places."""
+    shots = {f"observation__images__{name}": picture() for name in ("front", "wrist")}
+    data = write(tmp_path / "data", columns(observation__image=None, **shots))
+    main(["look", str(LLAVA), "--dataset", str(data), "--frames=2", f"--output-dir={tmp_path}/out"])
+    assert "heat by attention" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/look.json").read_text())
+    assert {"observation.images.front", "observation.images.wrist", "text", "state", "own"} == set(found["shares"])
+    for name in ("strip", "layers", "heads"):
+        assert np.asarray(Image.open(tmp_path / f"out/{name}.png").convert("RGB")).std() > 10
+    entities = {str(path) for path in load_recording(tmp_path / "out/look.rrd").schema().entity_paths()}
+    assert {"/front/heat", "/wrist/heat"} <= entities
 
 
 @pytest.mark.parametrize(

@@ -233,15 +233,18 @@ def test_what_is_watched(objective: str) -> None:
             continue
         third = ("low", "middle", "high")[min(2, int(TIME[b, k].item() * 3))]
         part = ("early", "early", "middle", "middle", "late")[t]  # the first thirds are the longer ones
-        keys = [f"loss_{part}", f"loss_{NAMES[a]}", *([] if objective == "drift" else [f"loss_time_{third}"])]
+        keys = [f"loss_{part}", f"loss_dim_{NAMES[a]}", *([f"loss_time_{third}"] if objective == "flow" else [])]
         for key in keys:
             sums.setdefault(key, []).append((chunks[b, k, t, a] - target[b, k, t, a]).item() ** 2)
     drifted = {"centroid_distance", "sibling_variance"} if objective == "drift" else set()
     assert set(found) == set(sums) | drifted
     for key, values in sums.items():
         assert found[key].item() == pytest.approx(sum(values) / len(values), rel=1e-5), key
-    nothing = watch(torch.zeros(B, K, T, A), torch.zeros_like(valid), torch.ones(B, K), NAMES)
-    assert all(value.isnan() for value in nothing.values())
+    high = watch(torch.ones(B, K, T, A), valid, torch.ones(B, K), NAMES)
+    assert all(value == 1 for value in high.values())  # where there is nothing, the mean of all
+    nothing = watch(torch.ones(B, K, T, A), torch.zeros_like(valid), torch.ones(B, K), NAMES)
+    assert all(value == 0 for value in nothing.values())
+    assert list(nothing) == list(high)
 
 
 def test_given_actions_are_the_first() -> None:

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen VLM": {"train_expert_only": True},
     "SigLIP and Qwen2": {"vlm_path": "siglip_qwen2"},
     "bfloat16": {"dtype": "bfloat16"},
+    "two evaluations": {"objective": "two_step", "num_flow_samples": 2},
     "in space": {"vlm_path": "next_mistral", "position_3d": "world", "gradient_checkpointing": True},
     # As the shipped configs of the two published LLaVAs, which these are small ones of.
     "LLaVA-OneVision": {
@@ -59,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
         "num_flow_samples": 8,
     },
 }
+AVERAGE = {"ema_decay": 0.5}  # by DDP alone: FSDP is refused
 LLAVAS = tuple(changes["vlm_path"] for changes in CASES.values() if "vlm_path" in changes)
 STEPS, BATCH = 3, 4
 
@@ -126,7 +128,8 @@ def train(changes: dict[str, Any], folder: Path | None = None) -> dict[str, Any]
         folder: for a checkpoint.
 
     Returns:
-        `history`, the loss and gradient norm of each step, the `weights` before and after, and `_shards`.
+        `history`, the loss and gradient norm of each step, the weights `before` and `after`, the `average` of weights
+        if there is one, and `_shards`.
     """
     accelerate, config = accelerator(changes.get("dtype", "float32")), config_of(changes)
     policy = build(config)
@@ -152,7 +155,15 @@ def train(changes: dict[str, Any], folder: Path | None = None) -> dict[str, Any]
         after = plain.state_dict()
     if folder is not None and accelerate.is_main_process:
         plain.save_pretrained(folder, state_dict=after)
-    return {"history": torch.tensor(history), "before": before, "after": after, **_shards(policy, before)}
+    shown = {} if plain.average is None else {"average": _averaged(plain)}
+    return {"history": torch.tensor(history), "before": before, "after": after, **shown, **_shards(policy, before)}
+
+
+def _averaged(policy: modeling_deepfusion.DeepFusionPolicy) -> dict[str, Tensor]:
+    """The weights that it acts with."""
+    averaged = {name: value.clone() for name, value in policy.eval().named_parameters()}
+    policy.train()
+    return averaged
 
 
 def _shards(policy: torch.nn.Module, whole: dict[str, Tensor]) -> dict[str, Any]:
@@ -174,5 +185,7 @@ def train_all(strategy: str, folder: Path) -> None:
         results[name] = train(changes, folder / name if strategy == "fsdp" else None)
         if rank:
             del results[name]["before"], results[name]["after"]
+    if strategy == "ddp":
+        results["average"] = train(AVERAGE)
     torch.save(results, folder / f"{strategy}{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -25,7 +25,7 @@ from lerobot_deepfusion.training.fsdp import unit_classes
 from tests.checkpoints import write_llava
 from tests.commands import ROOT, SCRIPTS, finish, write_noise
 from tests.llavas import llava_config
-from tests.training.processes import CASES, LLAVAS, build, config_of, padded_batch, train
+from tests.training.processes import AVERAGE, CASES, LLAVAS, build, config_of, padded_batch, train
 from tests.training.stages import run_all, train_options
 
 FSDP_YAML = ROOT / "configs/accelerate/fsdp.yaml"
@@ -102,6 +102,18 @@ def test_two_processes_train_as_one(
     moved = distance(one["after"], one["before"])
     assert moved > 0.1
     assert distance(one["after"], first["after"]) < WEIGHTS[dtype] * moved
+
+
+@pytest.mark.slow
+def test_average_of_two_processes_is_that_of_one(ranks: list) -> None:
+    """Of weights that have moved, and the same in both, to the bit."""
+    first, second = (rank["ddp"]["average"]["average"] for rank in ranks)
+    one = train(AVERAGE)
+    assert distance(first, second) == 0
+    moved = distance(one["average"], one["before"])
+    assert moved > 0.05
+    assert distance(one["average"], one["after"]) > 0.05 * moved
+    assert distance(one["average"], first) < WEIGHTS["float32"] * moved
 
 
 @pytest.mark.slow
