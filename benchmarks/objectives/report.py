@@ -59,14 +59,15 @@ def plot(rows: list[Row], folder: Path) -> None:
         1, len(judged), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
     for panel, (name, task) in zip(panels, judged.items(), strict=True):
-        for objective, marker in zip(EVALUATIONS, "osD", strict=True):
+        for number, (objective, marker) in enumerate(zip(EVALUATIONS, "osD", strict=True)):
             points = [(count, rate(group)) for t, o, count, group in groups(rows) if (t, o) == (name, objective)]
             if points:
                 counts, rates = zip(*points, strict=True)
                 share, low, high = zip(*rates, strict=True)
                 ends = zip(share, low, high, strict=True)
                 spread = list(zip(*((s - bottom, top - s) for s, bottom, top in ends), strict=True))
-                panel.errorbar(counts, share, spread, marker=marker, capsize=2, label=objective)
+                style = {"marker": marker, "color": f"C{number}", "capsize": 2, "label": objective}
+                panel.errorbar(counts, share, spread, **style)
         panel.set(title=task.says, xlabel="evaluations of the expert", ylim=(-0.03, 1.03), xscale="log")
         panel.set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"], minor=False)
         panel.minorticks_off()

@@ -58,7 +58,7 @@ class Along:
         return error.masked_fill(~self.valid, torch.nan)
 
     def error(self, condition: str) -> float:
-        """Root mean square over all that was recorded, in standard deviations of the training actions."""
+        """Root mean square over all that was recorded, in the units that the policy normalises to."""
         return self.squared(condition).nanmean().sqrt().item()
 
 

@@ -75,6 +75,13 @@ def test_numbers() -> None:
             numbers(text)
 
 
+def test_adapters_are_to_be_merged_first(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for verb in ("look", "open-loop"):
+        with pytest.raises(SystemExit, match=f"deepfusion merge {tmp_path} <folder>"):
+            main([verb, str(tmp_path), f"--dataset={tmp_path}"])
+
+
 @pytest.mark.medium
 def test_chunks_are_the_policys_own(robot: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches, conditions and places: each chunk is what the policy predicts for that row and noise alone."""
