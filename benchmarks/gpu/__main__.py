@@ -1,4 +1,4 @@
-"""Everything that a card has to say about this policy, in one command and under eight minutes.
+"""Everything that a card has to say about this policy, in one command.
 
     python -m benchmarks.gpu                           # on a card, into benchmarks/results/gpu.json
     python -m benchmarks.gpu --device cpu --small      # the same road with small stand-ins, anywhere

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.network.objective import evaluation_times
 from lerobot_deepfusion.training.precision import autocast
 
-from ..clock import Seconds, quartiles, race, ratio
+from ..clock import race
 from ..report import Row
 from ..speed import measures
 from .options import Options
@@ -30,7 +30,7 @@ def chunks(options: Options) -> list[Row]:
     for objective in ("two_step", "drift"):
         other = random_policy(ONEVISION, options.small, options.device, objective=objective)
         jobs[objective] = partial(act, other, make_batch(other, 1))
-    return rows("chunk, eager", race(jobs, options.rounds, options.device), "flow, 10")
+    return timed("chunk, eager", jobs, options, "flow, 10")
 
 
 def fast_chunks(options: Options) -> list[Row]:
@@ -45,7 +45,7 @@ def fast_chunks(options: Options) -> list[Row]:
     table: list[Row] = []
     for count in (10, 1):
         jobs: dict[str, Callable[[], object]] = {name: partial(act, way, batch, count) for name, way in ways.items()}
-        table += rows(f"chunk, {count} evaluations", race(jobs, options.rounds, options.device), "eager")
+        table += timed(f"chunk, {count} evaluations", jobs, options, "eager")
     return table
 
 
@@ -61,7 +61,7 @@ def graphs(options: Options) -> list[Row]:
         replay = captured(chunk)
         jobs: dict[str, Callable[[], object]] = {"network, eager": chunk, "network, one CUDA graph": replay}
         torch.testing.assert_close(replay(), chunk(), rtol=0.05, atol=0.05)
-        table += rows(f"network, {count} evaluations", race(jobs, options.rounds, options.device), "network, eager")
+        table += timed(f"network, {count} evaluations", jobs, options, "network, eager")
     return table
 
 
@@ -69,7 +69,7 @@ def seven_b(options: Options) -> list[Row]:
     """LLaVA-1.5 7B with an expert of a quarter of its width, which acts and is not trained."""
     policy = random_policy(SEVEN_B, options.small, options.device)
     jobs = {f"flow, {count}": partial(act, policy, make_batch(policy, 1), count) for count in (10, 1)}
-    return rows("chunk, LLaVA-1.5 7B", race(jobs, options.rounds, options.device), "flow, 10")
+    return timed("chunk, LLaVA-1.5 7B", jobs, options, "flow, 10")
 
 
 def beside(options: Options) -> list[Row]:
@@ -88,7 +88,7 @@ def beside(options: Options) -> list[Row]:
 
     jobs = {f"{name}, 10": partial(half, name, 10) for name in names}
     jobs |= {f"{name}, 1": partial(half, name, 1) for name in names[:2]}
-    return rows(f"beside, {case}", race(jobs, options.rounds, options.device), "pi0, 10")
+    return timed(f"beside, {case}", jobs, options, "pi0, 10")
 
 
 def numerics(options: Options) -> list[Row]:
@@ -157,17 +157,5 @@ def captured(job: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
-def rows(case: str, seconds: Seconds, reference: str) -> list[Row]:
-    """Milliseconds, and ratios to the reference in the same rounds."""
-    return [
-        Row(
-            "gpu",
-            case,
-            name,
-            [1e3 * value for value in quartiles(values)],
-            "ms",
-            reference,
-            ratio(seconds, name, reference),
-        )
-        for name, values in seconds.items()
-    ]
+def timed(case: str, jobs: Mapping[str, Callable[[], object]], options: Options, reference: str) -> list[Row]:
+    return measures.rows("gpu", case, race(jobs, options.rounds, options.device), {}, reference)

@@ -20,7 +20,7 @@ def kernels(options: Options) -> list[Row]:
     """Calls of each attention kernel: in the passes of a chunk, in those of one without the first camera (which
     needs a mask in the VLM), and in a training step.
     """
-    policy = random_policy(ONEVISION, options.small, options.device, empty_cameras=0)
+    policy = random_policy(ONEVISION, options.small, options.device)
     batch = make_batch(policy, 1)
     gap = {**batch, f"{CAMERAS[0]}_padding_mask": torch.zeros(1, dtype=torch.bool, device=options.device)}
     policy.eval()

@@ -92,8 +92,8 @@ def timed(jobs: Mapping[str, Callable[[], object]], options: Options) -> Seconds
         return race(jobs, options.rounds, options.device)
 
 
-def rows(what: str, case: str, seconds: Seconds, arms: dict[str, Arm], reference: str = "pi0") -> list[Row]:
-    """One row an arm: its time in ms and its ratio to the reference in the same rounds."""
+def rows(what: str, case: str, seconds: Seconds, arms: Mapping[str, Arm], reference: str = "pi0") -> list[Row]:
+    """One row a job: its time in ms and its ratio to the reference in the same rounds, and its arm's parameters."""
     return [
         Row(
             what,
@@ -103,7 +103,7 @@ def rows(what: str, case: str, seconds: Seconds, arms: dict[str, Arm], reference
             "ms",
             reference if reference in seconds else None,
             ratio(seconds, name, reference) if reference in seconds else None,
-            arms[name].parameters(),
+            arms[name].parameters() if name in arms else None,
         )
         for name, values in seconds.items()
     ]

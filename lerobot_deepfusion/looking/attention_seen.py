@@ -36,10 +36,6 @@ class Attention:
     image_token: int
     cameras: list[str]
 
-    @property
-    def layers(self) -> int:
-        return len(self.weights)
-
     def camera_weights(self) -> dict[str, Tensor]:
         """[L, N, T, tokens of one image] by camera."""
         there = self.weights[..., : len(self.tokens)][..., self.tokens == self.image_token]

@@ -24,7 +24,7 @@ Cells = Mapping[str, Tensor]  # by camera, [G, G]
 
 
 class Hider:
-    """One observation, and the chunk that is predicted from it and from one noise.
+    """One observation, of which parts can be hidden, and the noise that its chunks are predicted from.
 
     Args:
         policy: which is asked.

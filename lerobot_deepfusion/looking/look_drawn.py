@@ -43,21 +43,21 @@ def draw_layers(sight: Sight, said: str, path: Path) -> None:
     layers, one row of actions.
     """
     layers = len(next(iter(sight.cells.values())))
-    maps: list[tuple[str, list[tuple[str, int | None, str]]]] = []  # of each row: its name, its columns
+    stack = [("all layers", None), *((f"layer {layer}", layer) for layer in range(layers))]
+    rows: list[tuple[str, str, list[tuple[str, int | None, str]]]] = []  # camera, label, and by column what is seen
     for camera in sight.pictures:
         name = camera.rpartition(".")[2]
         if layers == 1:
-            maps.append((camera, [(f"{action} of the chunk", None, action) for action in ACTIONS]))
-            continue
-        stack = [("all layers", None), *((f"layer {layer}", layer) for layer in range(layers))]
-        maps += [(f"{name}\n{action}", [(title, at, action) for title, at in stack]) for action in ACTIONS]
-    figure, axes = _axes(len(maps), len(maps[0][1]), 1.6)
-    for index, (row, (name, columns)) in enumerate(zip(axes, maps, strict=True)):
-        camera = list(sight.pictures)[index // (len(maps) // len(sight.pictures))]
-        row[0].text(-0.08, 0.5, name.rpartition(".")[2], **_left(row[0]))
-        for axis, (title, layer, action) in zip(row, columns, strict=True):
+            rows.append((camera, name, [(f"{action} of the chunk", None, action) for action in ACTIONS]))
+        else:
+            rows += [(camera, f"{name}\n{action}", [(*at, action) for at in stack]) for action in ACTIONS]
+    figure, axes = _axes(len(rows), len(rows[0][2]), 1.6)
+    for axis, (title, _, _) in zip(axes[0], rows[0][2], strict=True):
+        axis.set_title(title, fontsize=8)
+    for row, (camera, label, columns) in zip(axes, rows, strict=True):
+        row[0].text(-0.08, 0.5, label, **_left(row[0]))
+        for axis, (_, layer, action) in zip(row, columns, strict=True):
             axis.imshow(overlay(sight.pictures[camera], sight.heat(camera, layer, action=action)))
-            axis.set_title("" if index else title, fontsize=8)
     _save(figure, said, path)
 
 
@@ -84,9 +84,10 @@ def film(sights: Sequence[Sight], path: Path) -> None:
             for camera, picture in sight.pictures.items()
             for view in (picture, overlay(picture, sight.heat(camera)))
         ]
-        height = min(len(view) for view in views) // 2 * 2  # which codecs want even
-        frames.append(np.concatenate([view[:height] for view in views], axis=1))
-    write_video(path, [frame[:, : frame.shape[1] // 2 * 2] for frame in frames], FPS)
+        height = max(len(view) for view in views)  # under lower ones stays black
+        whole = np.concatenate([np.pad(view, ((0, height - len(view)), (0, 0), (0, 0))) for view in views], axis=1)
+        frames.append(np.pad(whole, ((0, height % 2), (0, whole.shape[1] % 2), (0, 0))))  # codecs want even sides
+    write_video(path, frames, FPS)
 
 
 def record_for_rerun(sights: Sequence[Sight], steps: Sequence[int], path: Path) -> None:
@@ -109,8 +110,8 @@ def record_for_rerun(sights: Sequence[Sight], steps: Sequence[int], path: Path) 
         recording.log("state", rr.Scalars(sight.state))
         recording.log("action", rr.Scalars(sight.chunk[0]))
         recording.log("chunk", rr.Tensor(sight.chunk, dim_names=("step", "dimension")))
-        for layer_share in ("text", "state", "own"):
-            recording.log(f"attention/{layer_share}", rr.Scalars(float(np.mean(sight.shares[layer_share]))))
+        for part in ("text", "state", "own"):
+            recording.log(f"attention/{part}", rr.Scalars(float(np.mean(sight.shares[part]))))
     recording.disconnect()
 
 

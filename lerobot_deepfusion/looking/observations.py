@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import draccus
 import torch
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.factory import make_env, make_env_pre_post_processors
 from lerobot.envs.utils import close_envs
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.scripts.lerobot_eval import rollout
+from torch.utils.data import default_collate
 
 from ..modeling_deepfusion import DeepFusionPolicy
 from .sight import Looker
@@ -35,9 +38,16 @@ def load(checkpoint: str) -> tuple[DeepFusionPolicy, Any, Any]:
     return policy.eval(), before, after
 
 
-def one_batch(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a data set as the loader would give it alone."""
-    return {key: value[None] if isinstance(value, torch.Tensor) else [value] for key, value in row.items()}
+def known_data(root: Path, repo_id: str, episodes: Sequence[int]) -> LeRobotDatasetMetadata:
+    """What a data set says of itself.
+
+    Raises:
+        ValueError: if it has not all of the episodes.
+    """
+    meta = LeRobotDatasetMetadata(repo_id, root=root)
+    if unknown := [episode for episode in episodes if not 0 <= episode < meta.total_episodes]:
+        raise ValueError(f"episodes {unknown}: {root} has the episodes 0 to {meta.total_episodes - 1}")
+    return meta
 
 
 def look_at_data(looker: Looker, root: Path, repo_id: str, episode: int, count: int) -> list[int]:
@@ -46,20 +56,12 @@ def look_at_data(looker: Looker, root: Path, repo_id: str, episode: int, count: 
     Raises:
         ValueError: for an episode that is not there.
     """
-    data = LeRobotDataset(repo_id, root=root, episodes=[check_episode(root, repo_id, episode)])
+    known_data(root, repo_id, [episode])
+    data = LeRobotDataset(repo_id, root=root, episodes=[episode])
     frames = torch.linspace(0, len(data) - 1, min(count, len(data))).round().long().tolist()
     for frame in frames:
-        looker(looker.prepare(one_batch(data[frame])))
+        looker(looker.prepare(default_collate([data[frame]])))
     return frames
-
-
-def check_episode(root: Path, repo_id: str, episode: int) -> int:
-    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-
-    total = LeRobotDatasetMetadata(repo_id, root=root).total_episodes
-    if not 0 <= episode < total:
-        raise ValueError(f"episode {episode}: {root} has the episodes 0 to {total - 1}")
-    return episode
 
 
 def env_config(fields: dict[str, Any]) -> EnvConfig:

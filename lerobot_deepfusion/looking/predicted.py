@@ -6,7 +6,8 @@ Axis letters: M observations, T actions of a chunk, A action dimensions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,16 @@ from typing import Any
 import torch
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import ACTION
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..inputs.batch_shapes import fit_targets
 from ..inputs.depth_keys import depth_key
 from ..modeling_deepfusion import DeepFusionPolicy
+from .observations import known_data
 
 AT_ONCE, TIMED = 16, 5  # observations in a pass; chunks of one observation whose time is taken
 AS_GOOD = 1.02  # times the error
-
-Change = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    return batch
 
 
 @dataclass
@@ -78,10 +73,7 @@ class Course:
         self, policy: DeepFusionPolicy, before: Any, root: Path, repo_id: str, episodes: Sequence[int], stride: int
     ) -> None:
         self.policy, self.before = policy, before
-        whole = LeRobotDataset(repo_id, root=root)
-        self.meta = whole.meta
-        if unknown := [episode for episode in episodes if not 0 <= episode < self.meta.total_episodes]:
-            raise ValueError(f"episodes {unknown}: {root} has the episodes 0 to {self.meta.total_episodes - 1}")
+        self.meta = known_data(root, repo_id, episodes)
         steps = resolve_delta_timestamps(policy.config, self.meta)
         self.data = LeRobotDataset(repo_id, root=root, delta_timestamps=steps)
         self.places: list[tuple[int, int, int]] = []  # episode, frame, row
@@ -91,16 +83,13 @@ class Course:
             self.places += [(episode, index - start, index) for index in range(start, stop, stride)]
         self.tasks = [str(task) for task in self.meta.tasks.index]
 
-    def batches(self, words: Change = _as_it_is, pictures: Change = _as_it_is) -> Iterator[dict[str, Any]]:
-        """Pre-processed batches, to whose words something was done before and to whose pictures behind: the
-        pre-processor knows other names of cameras.
-        """
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """As the data set has them."""
         for start in range(0, len(self.places), AT_ONCE):
-            rows = [self.data[index] for _, _, index in self.places[start : start + AT_ONCE]]
-            yield pictures(self.before(words(default_collate(rows))))
+            yield default_collate([self.data[index] for _, _, index in self.places[start : start + AT_ONCE]])
 
     def black(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """No picture, and no depth."""
+        """No picture, and no depth; of a pre-processed batch, where cameras have the policy's names."""
         cameras = self.policy.config.cameras
         dark = {*cameras, *(depth_key(camera) for camera in cameras)} & batch.keys()
         return {**batch, **{key: torch.zeros_like(batch[key]) for key in dark}}
@@ -111,19 +100,9 @@ class Course:
         return {**batch, "task": [after[task] for task in batch["task"]]}
 
 
-def conditions(course: Course, counts: Sequence[int]) -> dict[str, tuple[int, dict[str, Change]]]:
-    """By name, evaluations and what is done to the observation: nothing, or what the controls are."""
-    most = counts[-1]
-    found: dict[str, tuple[int, dict[str, Change]]] = {f"{count} evaluations": (count, {}) for count in counts}
-    found["black pictures"] = most, {"pictures": course.black}
-    if len(course.tasks) > 1:
-        found["other instructions"] = most, {"words": course.other_words}
-    return found
-
-
 @torch.no_grad()
 def predict_along(course: Course, counts: Sequence[int], samples: int) -> Along:
-    """All conditions, from the same noise; and the spread of several noises.
+    """By each number of evaluations, and as the controls have it, from the same noise; and the spread of several.
 
     Args:
         course: what the policy is shown.
@@ -132,42 +111,39 @@ def predict_along(course: Course, counts: Sequence[int], samples: int) -> Along:
     """
     policy, config = course.policy, course.policy.config
     size = len(course.places), config.chunk_size, config.action_feature.shape[0]
-    noise = torch.randn(samples, *size, generator=torch.Generator().manual_seed(0))
-    targets = [tuple(value.cpu() for value in fit_targets(config, batch)) for batch in course.batches()]
-    recorded, valid = (torch.cat(values) for values in zip(*targets, strict=True))
+    noises = torch.randn(samples, *size, generator=torch.Generator().manual_seed(0)).split(AT_ONCE, dim=1)
+    most, targets, spread, found = counts[-1], [], [], defaultdict(list)
 
-    def chunks(batches: Iterator[dict[str, Any]], evaluations: int, sample: int = 0) -> Tensor:
+    def ask(batch: dict[str, Any], noise: Tensor, evaluations: int = most) -> Tensor:
         config.num_inference_steps = evaluations
-        found, start = [], 0
-        for batch in batches:
-            count = len(batch[ACTION])
-            part = noise[sample, start : start + count].to(config.device)
-            found.append(policy.predict_action_chunk(dict(batch), noise=part).float().cpu())
-            start += count
-        return torch.cat(found)
+        return policy.predict_action_chunk(dict(batch), noise=noise.to(config.device)).float().cpu()
 
-    by_condition = {
-        name: chunks(course.batches(**changes), evaluations)
-        for name, (evaluations, changes) in conditions(course, counts).items()
-    }
-    drawn = torch.stack([chunks(course.batches(), counts[-1], sample) for sample in range(samples)])
-    along = Along(
+    for raw, noise in zip(course.batches(), noises, strict=True):
+        batch = course.before(dict(raw))
+        targets.append(fit_targets(config, batch))
+        for count in counts:
+            found[f"{count} evaluations"].append(ask(batch, noise[0], count))
+        drawn = [found[f"{most} evaluations"][-1], *(ask(batch, own) for own in noise[1:])]
+        spread.append(torch.stack(drawn).std(0) if samples > 1 else torch.full_like(drawn[0], torch.nan))
+        found["black pictures"].append(ask(course.black(batch), noise[0]))
+        if len(course.tasks) > 1:
+            found["other instructions"].append(ask(course.before(course.other_words(raw)), noise[0]))
+    one = {key: value[:1] for key, value in batch.items() if isinstance(value, Tensor | list)}
+    recorded, valid = (torch.cat(parts).cpu() for parts in zip(*targets, strict=True))
+    return Along(
         [episode for episode, _, _ in course.places],
         [frame for _, frame, _ in course.places],
         recorded,
         valid,
-        by_condition,
-        drawn.std(0) if samples > 1 else torch.full_like(recorded, torch.nan),
+        {name: torch.cat(parts) for name, parts in found.items()},
+        torch.cat(spread),
+        {count: _seconds(policy, one, count) for count in counts},
     )
-    one = {key: value[:1] for key, value in next(course.batches()).items() if isinstance(value, Tensor | list)}
-    for count in counts:
-        config.num_inference_steps = count
-        along.seconds[count] = _seconds(policy, one)
-    return along
 
 
-def _seconds(policy: DeepFusionPolicy, batch: dict[str, Any]) -> float:
+def _seconds(policy: DeepFusionPolicy, batch: dict[str, Any], evaluations: int) -> float:
     """Median time of a chunk of one observation."""
+    policy.config.num_inference_steps = evaluations
     times = []
     for _ in range(TIMED):
         start = time.perf_counter()

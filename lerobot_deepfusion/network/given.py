@@ -37,8 +37,8 @@ def draw_mask(action: Tensor, max_delay: int) -> Tensor:
     """Which actions of chunks [B, T, A] are given in training: none in half of them, or the first d, with d from 1 to
     `max_delay` alike.
 
-    Given actions tell much of what comes next. With as many of d = 0 as of any other, a policy learned to go on, and
-    late to look (docs/objectives.md).
+    With as many of d = 0 as of any other, a policy from scratch succeeded in 9 of 25 episodes with nothing given, and
+    this way in 19 (docs/objectives.md).
     """
     size = len(action), 1
     delay = torch.randint(1, max_delay + 1, size, device=action.device)
