@@ -17,6 +17,7 @@ from torch import Tensor
 from . import processor_deepfusion  # noqa: F401  # registers the steps that a checkpoint's processors name
 from .configuration_deepfusion import DeepFusionConfig
 from .cost.report import describe
+from .inputs.action_windows import read_actions_alone
 from .inputs.batch_checks import check_chunk
 from .inputs.batch_shapes import fit_noise, fit_observation, fit_targets
 from .inputs.calibration import before_the_cameras
@@ -78,6 +79,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             if config.workspace_center is None and (fresh or self.flat_weights):
                 config.workspace_center = before_the_cameras(config, getattr(meta, "stats", None))
             check_dataset(config, meta)
+            read_actions_alone(meta)
         if config.vlm_config is None:
             config.vlm_config = read_vlm_config(config.vlm_path)
         check_vlm_config(config.vlm_config)

@@ -96,7 +96,7 @@ class DatasetFacts:
         LeRobot gives a policy the metadata of all episodes, and doesn't say which were chosen. The data set that has
         this metadata is there, though. Without one, all episodes count.
         """
-        chosen = [dataset.episodes for dataset in self._datasets if dataset.meta is self.meta]
+        chosen = [dataset.episodes for dataset in self.datasets if dataset.meta is self.meta]
         everything = range(len(self.meta.episodes["length"]))
         return sorted(everything if not chosen or None in chosen else {index for some in chosen for index in some})
 
@@ -104,19 +104,19 @@ class DatasetFacts:
     def used_episodes(self) -> list[int]:
         """These, and those held out from them for evaluation (`--dataset.eval_split`), a data set of their own."""
         trained = set(self.trained_episodes)
-        others = (dataset.episodes for dataset in self._datasets if dataset.meta is not self.meta)
+        others = (dataset.episodes for dataset in self.datasets if dataset.meta is not self.meta)
         held_out = [set(some) for some in others if some is not None and not trained & set(some)]
         return sorted(trained.union(*held_out))
 
     @cached_property
-    def _datasets(self) -> list[Any]:
+    def datasets(self) -> list[Any]:
         """LeRobot's data sets of this root that are in use."""
         found = [item for item in gc.get_objects() if type(item).__name__ in DATASETS and hasattr(item, "meta")]
         return [item for item in found if Path(item.meta.root) == self.root]
 
     def moving_transforms(self) -> list[str]:
         """Names of LeRobot's image transforms that may move what is in a picture."""
-        used = [getattr(dataset, "image_transforms", None) for dataset in self._datasets]
+        used = [getattr(dataset, "image_transforms", None) for dataset in self.datasets]
         named = [getattr(transforms, "transforms", {}) for transforms in used if transforms is not None]
         return sorted({name for some in named for name, tf in some.items() if type(tf).__name__ not in COLOURS})
 
