@@ -25,12 +25,13 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["lerobot.scripts.lerobot_eval", "lerobot_policy_deepfusion"])
 
 
-def read_options(about: str | None, results: Path) -> argparse.Namespace:
+def read_options(about: str | None, results: Path, **flags: str) -> argparse.Namespace:
     """Options of a study's command line, with `out` and `table` where they are to be.
 
     Args:
         about: the command's docstring.
         results: its table in this repository, whose name that of the folder is, too.
+        flags: more of them, with what each does.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=None, help="data, checkpoints and logs")
@@ -38,6 +39,8 @@ def read_options(about: str | None, results: Path) -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=float("inf"), help="start no run after so many")
     parser.add_argument("--smoke", action="store_true", help="tiny runs, results beside the data")
     parser.add_argument("--report", action="store_true", help="run nothing; report what is there")
+    for name, does in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=does)
     options = parser.parse_args()
     options.out = options.out or Path("outputs") / f"{results.stem}{'_smoke' if options.smoke else ''}"
     options.table = options.out / results.name if options.smoke else results

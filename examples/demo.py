@@ -22,6 +22,8 @@ import sys
 import time
 from pathlib import Path
 
+from lerobot_deepfusion.looking.film_strip import draw_film_strip
+
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "MUJOCO_GL": "egl",  # off-screen rendering
@@ -97,13 +99,6 @@ def losses(log: str, checkpoint: Path) -> list[tuple[int, float]]:
     return [((index + 1) * every, float(loss)) for index, loss in enumerate(found)]
 
 
-def frames(video: Path) -> list:
-    import av
-
-    with av.open(str(video)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
 def pictures(out: Path, curve: list[tuple[int, float]], success: dict[str, dict[str, float]], video: Path) -> None:
     """Frame strip and report plot."""
     import matplotlib
@@ -111,15 +106,7 @@ def pictures(out: Path, curve: list[tuple[int, float]], success: dict[str, dict[
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shots = frames(video)
-    chosen = [shots[round(index * (len(shots) - 1) / 5)] for index in range(6)]
-    figure, axes = plt.subplots(1, 6, figsize=(15, 2.7))
-    for axis, shot in zip(axes, chosen, strict=True):
-        axis.imshow(shot)
-        axis.axis("off")
-    figure.tight_layout(pad=0.2)
-    figure.savefig(out / "strip.png", dpi=90)
-
+    draw_film_strip([video], [""], out / "strip.png")
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(3, 2))
     left.plot(*zip(*curve, strict=True))
     left.set(xlabel="step", ylabel="flow-matching loss", yscale="log")

@@ -13,7 +13,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from lerobot_deepfusion.cost.blueprint import read_policy
 from lerobot_deepfusion.llava.published import CONFIGS
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
-from lerobot_deepfusion.storage.shipped_configs import shipped_configs
+from lerobot_deepfusion.storage.shipped import shipped_configs
 from lerobot_deepfusion.training.precision import set_precision
 
 from ..small_llavas import IMAGE_TOKEN_ID, llava_config

@@ -1,4 +1,4 @@
-"""Verbs for configs and checkpoints: `info`, `config`, `base`, `merge`, `recover`, `card`."""
+"""Verbs for configs and checkpoints: `info`, `config`, `policy`, `base`, `merge`, `recover`, `card`."""
 
 from __future__ import annotations
 
@@ -60,15 +60,30 @@ def config(name: str | None) -> None:
 
     For lerobot-train --config_path=$(deepfusion config tiny). Without NAME, lists them.
     """
-    from ..storage.shipped_configs import shipped_configs
+    from ..storage.shipped import shipped_configs
 
-    found = shipped_configs()
+    _say_where("config", name, shipped_configs())
+
+
+@click.command()
+@click.argument("name", required=False)
+def policy(name: str | None) -> None:
+    """Where a trained policy that comes with the package lies.
+
+    For lerobot-eval and lerobot-train --policy.path=$(deepfusion policy mt10). Without NAME, lists them.
+    """
+    from ..storage.shipped import shipped_policies
+
+    _say_where("policy", name, shipped_policies())
+
+
+def _say_where(kind: str, name: str | None, found: dict[str, Path]) -> None:
     if name is None:
         click.echo("\n".join(f"{name:20} {path}" for name, path in found.items()))
     elif name in found:
         click.echo(found[name])
     else:
-        raise click.ClickException(f"no config {name!r}; there are {', '.join(found)}")
+        raise click.ClickException(f"no {kind} {name!r}; there are {', '.join(found)}")
 
 
 @click.command(context_settings=HANDED_ON)

@@ -1,4 +1,4 @@
-"""Verbs for a policy at work: `serve`, `look`, `open-loop`."""
+"""Verbs for a policy at work: `try`, `serve`, `look`, `open-loop`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ from typing import Any
 import click
 
 from .handed_on import HANDED_ON, fields_of
+
+
+@click.command("try")
+@click.option("--policy", default="mt10", help="Name of one that comes with the package, a folder, or a Hub id.")
+@click.option(
+    "--task",
+    "tasks",
+    help="Meta-World task or comma-separated tasks, such as push-v3.",
+    show_default="all that the policy was trained on",
+)
+@click.option("--instruction", default="", help="What it is told.", show_default="the task's own sentence")
+@click.option("--episodes", type=click.IntRange(1), default=1, help="For each task.")
+@click.option("--seed", default=1000, help="Of the first environment.")
+@click.option("--output-dir", type=click.Path(path_type=Path), default=Path("outputs/try"))
+def try_(**options: Any) -> None:
+    """Watch a trained policy act in the simulator.
+
+    Without options, the one that comes with the package does each of its ten tasks once. Writes strip.png, a film of
+    each episode and try.json. Needs the extras `metaworld` and `look`.
+    """
+    import lerobot_policy_deepfusion  # noqa: F401  # registers the policy and its simulators
+
+    from ..looking.try_out import try_out
+
+    click.echo(try_out(**options))
 
 
 @click.command()

@@ -40,6 +40,7 @@ class FastMetaworld(MetaworldEnv):
         depth: whether observations have each camera's depth, intrinsics and pose: the entries of `depth_keys` without
             `observation.`, depth as float32 (1, height, width) in millimetres.
         camera_poses: one of `CAMERA_POSES`: whether the cameras in the room stand elsewhere in each episode.
+        instruction: what a policy is told, if not the task's own sentence.
         kwargs: `observation_width` and `observation_height` in pixels, and what LeRobot's takes.
 
     Raises:
@@ -47,6 +48,7 @@ class FastMetaworld(MetaworldEnv):
     """
 
     _env: Any
+    task_description: str
     observation_space: spaces.Dict
 
     def __init__(
@@ -57,6 +59,7 @@ class FastMetaworld(MetaworldEnv):
         goal_markers: bool = True,
         depth: bool = False,
         camera_poses: str = "fixed",
+        instruction: str = "",
         **kwargs: Any,
     ) -> None:
         name = task.removeprefix("metaworld-")
@@ -67,6 +70,7 @@ class FastMetaworld(MetaworldEnv):
             raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(known)}")
         super().__init__(self._known_as, camera_name=cameras[0], **kwargs)
         self.task = name
+        self.task_description = instruction or self.task_description
         self.cameras = cameras
         self._markers = goal_markers and self._simulator is None
         if len(cameras) > 1:

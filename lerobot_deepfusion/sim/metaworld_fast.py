@@ -41,6 +41,7 @@ class MetaworldFastEnv(MetaworldEnv):
         camera_poses: `fixed`, or a range of `camera_poses.py` from whose poses the seed of each episode draws where
             the cameras stand, other than those on the hand: `few_train`, `narrow_train`, `wide_train` and their
             `_held_out`.
+        instruction: what policies are told to do, if not the task's own sentence; in the same words for every task.
     """
 
     task: str = "push-v3"
@@ -50,6 +51,7 @@ class MetaworldFastEnv(MetaworldEnv):
     goal_markers: bool = True
     depth: bool = False
     camera_poses: str = "fixed"
+    instruction: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +97,7 @@ class MetaworldFastEnv(MetaworldEnv):
             "goal_markers": self.goal_markers,
             "depth": self.depth,
             "camera_poses": self.camera_poses,
+            "instruction": self.instruction,
         }
 
     def make(self, task: str) -> gym.Env:

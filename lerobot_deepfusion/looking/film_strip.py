@@ -1,0 +1,45 @@
+"""A few frames of a film, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+COLUMNS = 6
+
+
+def read_film(path: Path) -> list[np.ndarray]:
+    """Frames of a video file, [H, W, 3] uint8."""
+    import av
+
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return frames
+
+
+def draw_film_strip(films: Sequence[Path], said: Sequence[str], path: Path) -> None:
+    """A row of frames for each film, evenly spread from the first to the last, under what is said of it.
+
+    Raises:
+        ImportError: without Matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    titled = any(said)
+    size = (2.5 * COLUMNS, (2.8 if titled else 2.7) * len(films))
+    figure, axes = plt.subplots(len(films), COLUMNS, figsize=size, squeeze=False)
+    for row, film, title in zip(axes, films, said, strict=True):
+        frames = read_film(film)
+        for column, axis in enumerate(row):
+            axis.imshow(frames[round(column * (len(frames) - 1) / (COLUMNS - 1))])
+            axis.axis("off")
+        if title:
+            row[0].set_title(title, loc="left", fontsize=11)
+    figure.tight_layout(pad=0.2)
+    figure.savefig(path, dpi=90 if len(films) == 1 else 60)
+    plt.close(figure)
