@@ -143,16 +143,19 @@ def recover(output_dir: Path) -> None:
 @click.option(
     "--eval-info", type=click.Path(path_type=Path), help="eval_info.json that lerobot-eval wrote for this checkpoint."
 )
-def card(checkpoint: Path, repo_id: str | None, eval_info: Path | None) -> None:
+@click.option("--look", type=click.Path(path_type=Path), help="Folder that `deepfusion look` wrote for it.")
+@click.option("--open-loop", type=click.Path(path_type=Path), help="Folder that `deepfusion open-loop` wrote for it.")
+def card(checkpoint: Path, repo_id: str | None, **found: Path | None) -> None:
     """Write the model card of a checkpoint.
 
-    CHECKPOINT is its folder pretrained_model. With --repo-id, prints the command that pushes both.
+    CHECKPOINT is its folder pretrained_model. Pictures of `look` and `open-loop` go with it. With --repo-id, prints
+    the command that pushes everything.
     """
     import lerobot_policy_deepfusion  # noqa: F401  # registers what train_config.json may name
 
     from ..storage.hub_push import upload_command
     from ..storage.model_card import write_card
 
-    click.echo(f"wrote {write_card(checkpoint, repo_id, eval_info)}")
+    click.echo(f"wrote {write_card(checkpoint, repo_id, **found)}")
     if repo_id:
         click.echo(upload_command(repo_id, checkpoint))

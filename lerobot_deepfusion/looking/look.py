@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from .look_drawn import draw_heads, draw_layers, draw_strip, film, record_for_rerun
 from .observations import env_config, load, look_at_data, look_at_episode
 from .sight import Looker, Sight
+
+WIDTH = 100  # letters of a line under a picture
 
 
 def look(
@@ -54,7 +57,9 @@ def look(
     written = ["strip.png", "layers.png", "look.mp4"]
     draw_strip(sights, steps, f"{where['by']}: {found['said']}", output_dir / "strip.png")
     middle = len(sights) // 2
-    draw_layers(sights[middle], f"{where['by']}, frame {steps[middle]}", output_dir / "layers.png")
+    draw_layers(
+        sights[middle], f"{where['by']}, frame {steps[middle]}{_words(sights[middle])}", output_dir / "layers.png"
+    )
     if not looker.by_occlusion:
         written.append("heads.png")
         draw_heads(sights[middle], output_dir / "heads.png")
@@ -82,6 +87,11 @@ def summary(sights: Sequence[Sight], percent: float) -> dict[str, Any]:
         f"{moved['least']:.3f} ({times:.1f} times less), any by {moved['random']:.3f}"
     )
     return {"shares": shares, "moved": moved, "times": times, "percent": percent, "said": said}
+
+
+def _words(sight: Sight) -> str:
+    """What of the attention each word has, for under a picture."""
+    return "\n" + fill("  ".join(f"{word} {share:.2%}" for word, share in sight.words), WIDTH)
 
 
 def _numbers(sight: Sight) -> dict[str, Any]:

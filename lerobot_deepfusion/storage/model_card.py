@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.resources import files
@@ -24,6 +25,7 @@ from lerobot.utils.constants import TRAINING_STATE_DIR
 from ..configuration_deepfusion import DeepFusionConfig
 from ..llava.published import LICENCES
 from ..llava.tiny import TINY
+from .card_pictures import CardPicture, take_look, take_open_loop
 from .checkpoint_config import read_checkpoint_config
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def model_card(
     dataset: LeRobotDatasetMetadata | None = None,
     step: int | None = None,
     evaluation: dict[str, Any] | None = None,
+    pictures: Sequence[CardPicture] = (),
 ) -> ModelCard:
     """The card of a policy; what is not given is left out of it.
 
@@ -47,6 +50,7 @@ def model_card(
         dataset: what it was trained on.
         step: training steps done, if not all of `train.steps`.
         evaluation: what `lerobot-eval` writes to `eval_info.json`.
+        pictures: which lie beside the card.
     """
     repo_id = config.repo_id or "<you/policy>"
     base = next((path for path in (config.pretrained_path, config.vlm_path) if is_hub_id(path)), None)
@@ -75,6 +79,7 @@ def model_card(
         environment=environment_options(train.env if train else None),
         rename_map=shlex.quote(json.dumps(train.rename_map)) if train and train.rename_map else "",
         evaluation=evaluation,
+        pictures=pictures,
     )
 
 
@@ -123,17 +128,24 @@ def environment_options(env: EnvConfig | None) -> str:
     return " ".join(f"--env.{name}={shlex.quote(str(value))}" for name, value in options)
 
 
-def write_card(checkpoint: Path, repo_id: str | None = None, eval_info: Path | None = None) -> Path:
-    """Write `README.md` into a saved checkpoint.
+def write_card(
+    checkpoint: Path,
+    repo_id: str | None = None,
+    eval_info: Path | None = None,
+    look: Path | None = None,
+    open_loop: Path | None = None,
+) -> Path:
+    """Write `README.md` into a saved checkpoint, and its pictures beside it.
 
     Args:
         checkpoint: folder with the policy's files (`pretrained_model`).
         repo_id: where it is, or will be, on the Hub; its config's own if not given.
         eval_info: results of `lerobot-eval`. It does not say which policy they are of: the caller does.
+        look, open_loop: folders that `deepfusion look` and `deepfusion open-loop` wrote for it.
 
     Raises:
-        FileNotFoundError: if `checkpoint` has no `config.json`, or `eval_info` is not there.
-        ValueError: if it is of another policy, or `eval_info` is not what `lerobot-eval` writes.
+        FileNotFoundError: if `checkpoint` has no `config.json`, or one of the others is not there.
+        ValueError: if it, or a folder, is of another policy, or `eval_info` is not what `lerobot-eval` writes.
     """
     # Here, since acting has no use for what they import.
     from lerobot.common.train_utils import load_training_step
@@ -154,6 +166,8 @@ def write_card(checkpoint: Path, repo_id: str | None = None, eval_info: Path | N
     state = checkpoint.resolve().parent / TRAINING_STATE_DIR
     if state.is_dir():
         step = load_training_step(state)
+    taken = [(take_look, look), (take_open_loop, open_loop)]
+    pictures = [take(checkpoint, folder) for take, folder in taken if folder is not None]
     path = checkpoint / "README.md"
-    model_card(config, train, dataset, step, evaluation).save(path)
+    model_card(config, train, dataset, step, evaluation, pictures).save(path)
     return path

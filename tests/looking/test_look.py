@@ -102,6 +102,14 @@ def test_the_command_on_data_and_in_the_simulator(tmp_path: Path, capfd: pytest.
         assert {"/image/picture", "/image/heat", "/state", "/action", "/chunk"} <= entities
     recorded = found["frames"][0]
     assert len(recorded["chunk"]) == 6
+    main(["card", str(policy), f"--look={tmp_path}/b"])
+    card = (policy / "README.md").read_text()
+    assert "![What it looks at](look.png)" in card
+    assert (
+        f"Heat, over an episode of push-v3, is how far the chunk moves when a cell is hidden: {found['said']}."
+        in card
+    )
+    assert (policy / "look.png").read_bytes() == (tmp_path / "b/strip.png").read_bytes()
     assert [word["word"] for word in recorded["words"]] == ["Push", "the", "puck", "to", "a", "goal"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_the_command(
     assert list(found["mean_absolute_error"]) == NAMES
     assert len(found["error_by_step"]) == 6
     assert np.asarray(Image.open(tmp_path / "out/open_loop.png").convert("RGB")).std() > 10
+    main(["card", str(policy), f"--open-loop={tmp_path}/out"])
+    card = (policy / "README.md").read_text()
+    assert "![What it would have done](open_loop.png)" in card
+    assert "recorded ones of episodes 1, that it was not trained on" in card
+    assert f"black pictures {found['error']['black pictures']:.3f}" in card
+    shutil.copytree(policy, tmp_path / "other")
+    with pytest.raises(SystemExit, match=rf"of the checkpoint {policy}, and the card is of {tmp_path}/other"):
+        main(["card", f"{tmp_path}/other", f"--open-loop={tmp_path}/out"])
+    with pytest.raises(SystemExit, match=r"has no look.json; give the --output-dir"):
+        main(["card", str(policy), f"--look={tmp_path}/out"])
     main([*command, "--episodes=0-1"])
     said = capsys.readouterr().out
     assert "episodes 0: seen in training; episodes 1: held out" in said
