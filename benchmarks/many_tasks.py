@@ -123,6 +123,7 @@ def judge(task: str, control: str, episodes: int, out: Path) -> dict[str, Any]:
         policy = DeepFusionPolicy.from_pretrained(policy_of(out))
         before, after = make_pre_post_processors(policy.config, pretrained_path=str(policy_of(out)))
         succeeded = rollouts.successes(policy, before, after, task, episodes, FIRST_ENVIRONMENT, change=change)
+    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in results.WHERE}
     row = {
         "run": f"{task}, {control}",
         "task": task,
@@ -130,7 +131,7 @@ def judge(task: str, control: str, episodes: int, out: Path) -> dict[str, Any]:
         "successes": succeeded,
         "episodes": episodes,
     }
-    return {**row, "cpu_minutes": round((time.process_time() - began) / 60, 2), **machine()}
+    return {**row, "cpu_minutes": round((time.process_time() - began) / 60, 2), **where}
 
 
 def report(rows: list[results.Row]) -> None:

@@ -91,7 +91,9 @@ def summary(sights: Sequence[Sight], percent: float) -> dict[str, Any]:
 
 def _words(sight: Sight) -> str:
     """What of the attention each word has, for under a picture."""
-    return "\n" + fill("  ".join(f"{word} {share:.2%}" for word, share in sight.words), WIDTH)
+    return "\n" + fill(
+        "attention to words: " + "  ".join(f"{word} {share:.2%}" for word, share in sight.words), WIDTH
+    )
 
 
 def _numbers(sight: Sight) -> dict[str, Any]:
