@@ -1,5 +1,5 @@
 # `make demo` and `make test` need nothing but Python 3.12 and this clone.
-.PHONY: setup demo demo-faucet demo-3d gpu-kit test test-fast lint
+.PHONY: setup demo demo-faucet demo-3d docs gpu-kit test test-fast lint
 PYTHON ?= python
 # Compiled modules are kept whatever the machine says: LeRobot imports three times as fast.
 export PYTHONDONTWRITEBYTECODE =
@@ -20,6 +20,10 @@ demo-faucet: setup
 
 demo-3d: setup
 	.venv/bin/python examples/demo.py --recipe push_3d
+
+# outputs/site, to be put on the web as it is; a link to nowhere is an error.
+docs: setup
+	.venv/bin/python -m mkdocs build --strict
 
 # For a rented card, where nothing can be installed: a folder with all that the benchmark needs.
 gpu-kit: setup

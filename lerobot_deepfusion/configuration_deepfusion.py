@@ -119,6 +119,7 @@ class DeepFusionConfig(PreTrainedConfig):
     action_feature_names: list[str] | None = None
     state_feature_names: list[str] | None = None
 
+    # How states and actions are normalised, by LeRobot's modes; pictures stay as they are, `IDENTITY`.
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,

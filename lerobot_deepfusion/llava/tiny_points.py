@@ -31,7 +31,8 @@ class TinyPointsConfig(PreTrainedConfig):
     Args:
         channels: of the convolutions, each of which halves the picture.
         widths: of the network for each point.
-        num_tokens, hidden_size: of the output.
+        num_tokens: of the output.
+        hidden_size: of the output.
         one_cloud: whether the points of all cameras are in one frame, and so one cloud.
         centre: of the space in which things are, metres; what lies a metre off becomes `scale`. Trials
             (docs/space.md) placed things half as well where that was a workspace away, or the scale 2.

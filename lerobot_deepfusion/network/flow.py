@@ -36,7 +36,8 @@ def flow_error(velocity: Tensor, target: Tensor) -> Tensor:
     """Squared error of each action of the chunk, mean over flow samples and action dimensions.
 
     Args:
-        velocity, target: [B, K, T, A].
+        velocity: [B, K, T, A].
+        target: [B, K, T, A].
 
     Returns:
         [B, T].
