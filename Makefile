@@ -1,5 +1,5 @@
-# `make demo` and `make test` need nothing but Python 3.12 and this clone.
-.PHONY: setup demo demo-faucet demo-3d docs gpu-kit test test-fast lint
+# `make try`, `make demo` and `make test` need nothing but Python 3.12 and this clone.
+.PHONY: setup try demo demo-faucet demo-3d docs gpu-kit test test-fast lint
 PYTHON ?= python
 # Compiled modules are kept whatever the machine says: LeRobot imports three times as fast.
 export PYTHONDONTWRITEBYTECODE =
@@ -11,6 +11,10 @@ setup: .venv/.ready
 	$(PYTHON) -m pip install --quiet "uv>=0.8"
 	$(PYTHON) -m uv sync --locked --extra metaworld --extra pusht --extra async --extra peft --extra look --extra dev
 	touch $@
+
+# The trained policy that comes with the package, in the simulator.
+try: setup
+	.venv/bin/deepfusion try
 
 demo: setup
 	.venv/bin/python examples/demo.py
