@@ -11,8 +11,10 @@ EPISODES, SIZE, FIRST_SEED, WORKERS = 60, 96, 100_000, 2  # of `demos`
 
 
 @click.command()
-@click.option("--simulator", type=click.Choice(["metaworld", "pusht"]), default="metaworld")
-@click.option("--task", help="Task or comma-separated tasks.", show_default="push-v3; pusht of PushT")
+@click.option("--simulator", type=click.Choice(["metaworld", "pusht", "robo_evals"]), default="metaworld")
+@click.option(
+    "--task", help="Task or comma-separated tasks.", show_default="push-v3; pusht of PushT; push of robo-evals"
+)
 @click.option(
     "--episodes",
     type=click.IntRange(1),
@@ -56,7 +58,7 @@ def demos(task: str | None, root: Path, workers: int, **fields: Any) -> None:
     """
     from ..sim.recording import Recipe, record
 
-    tasks = task or {"metaworld": "push-v3", "pusht": "pusht"}[fields["simulator"]]
+    tasks = task or {"metaworld": "push-v3", "pusht": "pusht", "robo_evals": "push"}[fields["simulator"]]
     recipe = Recipe(tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), **fields)
     try:
         counts = record(recipe, root, workers)

@@ -19,7 +19,7 @@ def make(
     """Build an expert.
 
     Args:
-        simulator: `metaworld` or `pusht`.
+        simulator: `metaworld`, `pusht` or `robo_evals`.
         task: the task's name there.
         size: frame width and height, pixels.
         noise: standard deviation of the noise on executed actions, in units of the action's half range.
@@ -46,4 +46,13 @@ def make(
         if not goal_markers:
             raise ValueError("--no-goal-markers: PushT's goal is no marker but part of its picture, leave it out")
         return PushTExpert(size, noise)
-    raise ValueError(f"no simulator {simulator!r}; there are 'metaworld' and 'pusht'")
+    if simulator == "robo_evals":
+        from .robo_evals_expert import RoboEvalsExpert
+
+        if cameras or depth or camera_poses != "fixed" or not goal_markers:
+            raise ValueError(
+                "--cameras, --depth, --camera-poses and --no-goal-markers: robo-evals shows its front camera, as it "
+                "is, leave them out"
+            )
+        return RoboEvalsExpert(task, size, noise)
+    raise ValueError(f"no simulator {simulator!r}; there are 'metaworld', 'pusht' and 'robo_evals'")

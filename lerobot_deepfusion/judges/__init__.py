@@ -1,0 +1,1 @@
+"""Harnesses of others that judge a policy: what of ours they are given."""
