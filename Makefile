@@ -9,7 +9,7 @@ PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto --maxprocess
 setup: .venv/.ready
 .venv/.ready: pyproject.toml uv.lock
 	$(PYTHON) -m pip install --quiet "uv>=0.8"
-	$(PYTHON) -m uv sync --locked --extra metaworld --extra pusht --extra async --extra peft --extra look --extra dev
+	$(PYTHON) -m uv sync --locked --extra metaworld --extra pusht --extra async --extra peft --extra look --extra aloha --extra dev
 	touch $@
 
 # The trained policy that comes with the package, in the simulator.

@@ -57,7 +57,7 @@ class RoboEvalsExpert:
         self.task = make_task(task)
         self.expert = scripted()
         self.noise = noise
-        self._renderer = try_make_renderer(self.task.model, size, size)
+        self._renderer: Any = try_make_renderer(self.task.model, size, size)
         if self._renderer is None:
             raise RuntimeError(
                 "MuJoCo can draw nothing here; MUJOCO_GL=egl or osmesa chooses how, and needs its library"

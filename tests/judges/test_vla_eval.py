@@ -26,7 +26,7 @@ from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 from tests.judges.conftest import untrained
 from tests.small_data import picture
 
-TASKS, LENGTH, EPISODES, SEED = "reach-v3,drawer-close-v3", 40, 2, 5000
+TASKS, LENGTH, EPISODES, SEED = "reach-v3,drawer-close-v3", 100, 2, 5000
 BENCHMARK = "lerobot_deepfusion.judges.vla_eval_metaworld:FastMetaworld"
 
 
