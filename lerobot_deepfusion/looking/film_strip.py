@@ -30,9 +30,10 @@ def draw_film_strip(films: Sequence[Path], said: Sequence[str], path: Path) -> N
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    titled = any(said)
-    size = (2.5 * COLUMNS, (2.8 if titled else 2.7) * len(films))
-    figure, axes = plt.subplots(len(films), COLUMNS, figsize=size, squeeze=False)
+    title_height = 0.3 if any(said) else 0.0  # inches
+    height = (2.5 + title_height) * len(films)
+    figure, axes = plt.subplots(len(films), COLUMNS, figsize=(2.5 * COLUMNS, height), squeeze=False)
+    figure.subplots_adjust(0, 0, 1, 1 - title_height / height, wspace=0.02, hspace=0.01 + title_height / 2.5)
     for row, film, title in zip(axes, films, said, strict=True):
         frames = read_film(film)
         for column, axis in enumerate(row):
@@ -40,6 +41,5 @@ def draw_film_strip(films: Sequence[Path], said: Sequence[str], path: Path) -> N
             axis.axis("off")
         if title:
             row[0].set_title(title, loc="left", fontsize=11)
-    figure.tight_layout(pad=0.2)
-    figure.savefig(path, dpi=90 if len(films) == 1 else 60)
+    figure.savefig(path, dpi=90 if len(films) == 1 else 50)
     plt.close(figure)
