@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lerobot.policies.factory import make_pre_post_processors
 from PIL import Image
 
 from lerobot_deepfusion.cli import main
 from lerobot_deepfusion.looking import try_out
 from lerobot_deepfusion.looking.film_strip import read_film
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
-from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 from lerobot_deepfusion.storage.shipped import shipped_policies
 from tests.small_data import columns, config, load, picture, prepare, vector, write
@@ -95,7 +95,7 @@ def test_what_is_shipped_is_small_and_whole(name: str) -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 10 * 2**20
     assert len(try_out.known_tasks(folder)) == 10
     made = DeepFusionPolicy.from_pretrained(folder)
-    make_deepfusion_pre_post_processors(made.config, pretrained_path=str(folder))
+    make_pre_post_processors(made.config, pretrained_path=str(folder))
     texts = [file.read_text() for file in folder.iterdir() if file.suffix in (".json", ".md")]
     assert not any(place in text for text in texts for place in ("/tmp/", "/work/", "/root/", "/home/"))
 
