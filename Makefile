@@ -3,8 +3,10 @@
 PYTHON ?= python
 # Compiled modules are kept whatever the machine says: LeRobot imports three times as fast.
 export PYTHONDONTWRITEBYTECODE =
-# A worker takes the next file; with tests/conftest.py's order the long ones are first.
-PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A worker takes the next file; with tests/conftest.py's order the long ones are first. One more of them than cores, since
+# servers, rollouts in real time and processes that start leave a core waiting.
+WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 setup: .venv/.ready
 .venv/.ready: pyproject.toml uv.lock
