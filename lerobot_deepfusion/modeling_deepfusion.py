@@ -17,7 +17,6 @@ from torch import Tensor
 from . import processor_deepfusion  # noqa: F401  # registers the steps that a checkpoint's processors name
 from .configuration_deepfusion import DeepFusionConfig
 from .cost.report import describe
-from .inputs.action_windows import read_actions_alone
 from .inputs.batch_checks import check_chunk
 from .inputs.batch_shapes import fit_noise, fit_observation, fit_targets
 from .inputs.calibration import before_the_cameras
@@ -78,6 +77,8 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
             adopt_names(config, meta)
             if config.workspace_center is None and (fresh or self.flat_weights):
                 config.workspace_center = before_the_cameras(config, getattr(meta, "stats", None))
+            from .inputs.action_windows import read_actions_alone  # whose imports acting does without
+
             check_dataset(config, meta)
             read_actions_alone(meta)
         if config.vlm_config is None:

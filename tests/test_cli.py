@@ -12,8 +12,7 @@ import pytest
 from lerobot_deepfusion.cli import deepfusion, main
 from tests.commands import ROOT
 
-VERBS = (
-    *("base", "card", "check-data", "config", "demos", "info"),
+VERBS = ("base", "card", "check-data", "config", "demos", "info", "policy", "try"),
     *("look", "merge", "open-loop", "recover", "serve", "space"),
 )
 HEAVY = ("lerobot", "torch", "transformers", "numpy", "huggingface_hub")
