@@ -12,8 +12,9 @@ import pytest
 from lerobot_deepfusion.cli import deepfusion, main
 from tests.commands import ROOT
 
-VERBS = ("base", "card", "check-data", "config", "demos", "info", "policy", "try"),
-    *("look", "merge", "open-loop", "recover", "serve", "space"),
+VERBS = (
+    *("base", "card", "check-data", "config", "demos", "info", "look"),
+    *("merge", "open-loop", "policy", "recover", "serve", "space", "try"),
 )
 HEAVY = ("lerobot", "torch", "transformers", "numpy", "huggingface_hub")
 # Every help in one process; then the modules that none of them needs.
