@@ -278,6 +278,7 @@ def train_on(folder: Path, config: DeepFusionConfig) -> DeepFusionPolicy:
             patch.setattr(f"lerobot_deepfusion.storage.policy_files.{name}", lambda *_: None)
         for name in ("adopt_names", "check_dataset"):
             patch.setattr(f"lerobot_deepfusion.modeling_deepfusion.{name}", lambda *_: None)
+        patch.setattr("lerobot_deepfusion.inputs.action_windows.read_actions_alone", lambda *_: None)
         return DeepFusionPolicy.from_pretrained(folder, config=config, dataset_meta=SimpleNamespace())
 
 
