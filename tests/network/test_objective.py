@@ -138,19 +138,24 @@ def test_drift_of_equal_chunks_is_finite() -> None:
 
 
 def test_drift_learns_two_answers() -> None:
-    """Of a toy with two right answers: flows of numbers, not a network. The mean of the two is nobody's answer."""
+    """Of toys with two right answers: flows of numbers, no network. The mean of the two is nobody's answer.
+
+    Siblings push each other away, so that a third of them ends beyond the answers, at two or three times of them. Which
+    ones is chance, and the processor's last digits; their share over many toys is not: 0.68 to 0.69, 0.39 before.
+    """
     torch.manual_seed(0)
-    chunks = torch.randn(1, 8, 1, 1, requires_grad=True)
+    toys = 64
+    chunks = torch.randn(toys, 8, 1, 1, requires_grad=True)
     optimizer = torch.optim.Adam([chunks], 0.02)
     for step in range(600):
-        demonstration = torch.full((1, 1, 1), 1.0 if step % 2 else -1.0)
+        demonstration = torch.full((toys, 1, 1), 1.0 if step % 2 else -1.0)
         optimizer.zero_grad()
-        drift_losses(chunks, demonstration, torch.ones(1, 1, dtype=torch.bool))[0].sum().backward()
+        drift_losses(chunks, demonstration, torch.ones(toys, 1, dtype=torch.bool))[0].sum().backward()
         optimizer.step()
     near = (chunks.abs() - 1).abs() < 0.4
-    assert near.float().mean() > 0.7
-    assert (chunks > 0).any()
-    assert (chunks < 0).any()
+    assert near.float().mean() > 0.62
+    assert (chunks > 0).any(dim=1).all()
+    assert (chunks < 0).any(dim=1).all()
 
 
 def test_two_step_asks_at_two_times() -> None:
