@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .. import processes
 from . import report, results
-from .arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, SMOKE_MINUTES, TASKS, Run, plan
+from .arms import ARMS, PRETRAINED, PRETRAINING, SMOKE, SMOKE_MINUTES, Run, plan, task_named
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fusion_study.csv"
@@ -31,7 +32,7 @@ def record(out: Path, name: str, smoke: bool) -> None:
     # Not above: it takes as long as the processes that `main` starts first.
     from lerobot_deepfusion.sim import recording
 
-    task = PRETRAINING if name == PRETRAINED else TASKS[name]
+    task = PRETRAINING if name == PRETRAINED else task_named(name)
     root = out / "data" / name
     if not root.exists():
         recipe = recording.Recipe(
@@ -59,10 +60,10 @@ def start(run: Run, out: Path, episodes: int) -> Path:
     return out / "runs" / f"{run.name}.json"
 
 
-def study(out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
-    """Do what is missing, `lanes` runs at a time; how many failed."""
+def study(runs: Iterable[Run], out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
+    """Do what is missing of these runs, `lanes` at a time; how many failed."""
     done = {row["run"] for row in results.load(table)}
-    missing = [run for run in (SMOKE if smoke else plan()) if run.name not in done]
+    missing = [run for run in runs if run.name not in done]
     minutes = sum(run.minutes for run in missing)
     print(f"{len(missing)} runs to do, {minutes:.0f} CPU minutes of training; results in {table}", flush=True)
     names = list(dict.fromkeys(run.task for run in missing))
@@ -98,7 +99,7 @@ def main() -> None:
     failed = 0
     if not args.report:
         processes.get_ready()
-        failed = study(args.out, args.table, args.lanes, args.hours, args.smoke)
+        failed = study(SMOKE if args.smoke else plan(), args.out, args.table, args.lanes, args.hours, args.smoke)
     rows = results.load(args.table)
     report.tables(rows)
     report.plots(rows, args.out if args.smoke else ROOT / "docs" / "images")

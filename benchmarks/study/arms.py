@@ -36,6 +36,7 @@ TASKS = {
     # Meta-World's own pair, whose goals' markers tell which is asked: what `wordless` has to find out.
     "faucet": Task(("faucet-open-v3", "faucet-close-v3"), 60, words=48, minutes=MEDIUM),
 }
+SINGLE_DEMONSTRATIONS = 80  # of a task that is none of those
 # Tasks of rows from before the picture that `reset` returns was mended, and the minutes in which their arms are
 # compared. `faucet_stale` is Meta-World's own pair. They stay in the table and are not run again.
 STALE = {"push_stale": MEDIUM, "faucet_stale": BRIEF, "push_two_cameras_stale": MEDIUM}
@@ -122,12 +123,17 @@ SINGLE = tuple(name for name in ARMS if name not in (*HEADLINE_ARMS, *FAST, *PEE
 STEPS = {"push": 600, "one_faucet": 110}  # where arms are compared at equal samples
 
 
+def task_named(name: str) -> Task:
+    """One of `TASKS`, or else an environment of that name as a task of its own."""
+    return TASKS.get(name) or Task((name,), SINGLE_DEMONSTRATIONS)
+
+
 @dataclass(frozen=True)
 class Run:
     """One policy, trained for so many CPU minutes, or steps, and judged.
 
     Attributes:
-        task: of `TASKS`.
+        task: of `TASKS`, or an environment.
         arm: of `ARMS`.
         minutes: of training.
         seed: of weights, order and noise.

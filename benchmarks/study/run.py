@@ -29,7 +29,7 @@ import lerobot_policy_deepfusion  # noqa: F401
 
 from ..report import machine
 from ..rollouts import Change, blind_replay, controls, successes, told
-from .arms import ARMS, COMMON, MEDIUM, NO_WORDS, PRETRAINED, PRETRAINING, REPLAY, TASKS, Arm, Run, Task
+from .arms import ARMS, COMMON, MEDIUM, NO_WORDS, PRETRAINED, PRETRAINING, REPLAY, Arm, Run, Task, task_named
 from .data import Demonstrations
 from .peers import byte_words, hide_state, make_peer, peer_config
 from .results import WHERE, write
@@ -128,7 +128,7 @@ def execute(run: Run, out: Path, episodes: int, first: int) -> list[dict[str, An
     Returns:
         One row for each environment and control.
     """
-    arm, task, folder = ARMS[run.arm], TASKS[run.task], out / "data" / run.task
+    arm, task, folder = ARMS[run.arm], task_named(run.task), out / "data" / run.task
     about: dict[str, Any] = {"run": run.name, "task": run.task, "arm": run.arm, "seed": run.seed}
     about |= {"minutes": run.minutes, "given_steps": run.given_steps}
     judged = {"episodes": episodes, "first_environment": first}
@@ -177,7 +177,7 @@ def pretrain(out: Path, run: Run) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=[*TASKS, PRETRAINED], required=True)
+    parser.add_argument("--task", required=True, help="of the study, or a Meta-World task's name")
     parser.add_argument("--arm", choices=ARMS, required=True)
     parser.add_argument("--minutes", type=float, default=MEDIUM, help="CPU minutes of training")
     parser.add_argument("--steps", type=int, default=None, help="in the place of minutes")

@@ -328,10 +328,10 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fusion_study, "start", start)
     monkeypatch.setattr(fusion_study, "record", lambda *_: None)
     table = tmp_path / "table.csv"
-    assert fusion_study.study(tmp_path, table, 2, math.inf, smoke=True) == 1
+    assert fusion_study.study(SMOKE, tmp_path, table, 2, math.inf, smoke=True) == 1
     assert {r["run"] for r in results.load(table)} == {run.name for run in SMOKE if run.arm != "frozen_late"}
     asked.clear()
-    assert fusion_study.study(tmp_path, table, 2, math.inf, smoke=True) == 1
+    assert fusion_study.study(SMOKE, tmp_path, table, 2, math.inf, smoke=True) == 1
     assert [name for name in asked if "pretrained" not in name] == [
         run.name for run in SMOKE if run.arm == "frozen_late"
     ]

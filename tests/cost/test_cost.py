@@ -125,8 +125,8 @@ def test_training_peak_is_what_is_allocated(
 ) -> None:
     """Estimated bytes of activations and gradients are those that torch's profiler sees. LoRA is PEFT's own.
 
-    Within 2%, and 4% in bfloat16: where the processor multiplies that itself, torch's kernels allocate for themselves,
-    which was 2.9% of one of these. `python -m benchmarks.memory_estimate` prints each.
+    Within 2%, and 4% in bfloat16: where the processor multiplies that itself, torch's kernels allocate for
+    themselves, which was 2.9% of one of these. `python -m benchmarks.memory_estimate` prints each.
     """
     pytest.importorskip("peft")
     model = small_model(make, fusion, layers=3)

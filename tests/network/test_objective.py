@@ -140,8 +140,8 @@ def test_drift_of_equal_chunks_is_finite() -> None:
 def test_drift_learns_two_answers() -> None:
     """Of toys with two right answers: flows of numbers, no network. The mean of the two is nobody's answer.
 
-    Siblings push each other away, so that a third of them ends beyond the answers, at two or three times of them. Which
-    ones is chance, and the processor's last digits; their share over many toys is not: 0.68 to 0.69, 0.39 before.
+    Siblings push each other away, so that a third of them ends beyond the answers, at two or three times of them.
+    Which ones is chance, and the processor's last digits; their share over many toys is not, 0.68 (0.39 before).
     """
     torch.manual_seed(0)
     toys = 64
