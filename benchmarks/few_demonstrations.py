@@ -116,6 +116,7 @@ def execute(run: Run, out: Path, smoke: bool) -> dict[str, Any]:
     from lerobot.policies.factory import make_policy, make_pre_post_processors
     from lerobot.scripts import lerobot_train
 
+    import lerobot_policy_deepfusion  # noqa: F401
     from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
     from . import rollouts
