@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import AlohaEnv, EnvConfig, LiberoEnv, MetaworldEnv, PushtEnv
 from lerobot.policies.factory import make_policy
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
 from tests.commands import run
@@ -33,7 +34,14 @@ def short_metaworld() -> None:
 def save(environment: EnvConfig, folder: Path) -> Any:
     """A policy for it with random weights, and what it takes."""
     torch.manual_seed(0)
-    policy = make_policy(config(n_action_steps=2, tokenizer_max_length=96), env_cfg=environment)
+    made = config(n_action_steps=2, tokenizer_max_length=96)
+    if environment.type == "libero":
+        # Its features are what robosuite says, which LeRobot's step makes a state of eight numbers of: as the data
+        # set `lerobot/libero` has it, from which a policy for it is built.
+        cameras = [f"{OBS_IMAGES}.image", f"{OBS_IMAGES}.image2"]
+        made.input_features = {camera: PolicyFeature(FeatureType.VISUAL, (3, 256, 256)) for camera in cameras}
+        made.input_features[OBS_STATE] = PolicyFeature(FeatureType.STATE, (8,))
+    policy = make_policy(made, env_cfg=environment)
     shapes = {OBS_STATE: policy.config.robot_state_feature.shape, ACTION: policy.config.action_feature.shape}
     stats = {key: {"mean": torch.zeros(shape), "std": torch.ones(shape)} for key, shape in shapes.items()}
     for part in (policy, *make_deepfusion_pre_post_processors(policy.config, stats)):
