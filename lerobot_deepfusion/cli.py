@@ -5,6 +5,7 @@ A verb imports what it needs when it is called: LeRobot takes 15 seconds to impo
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
@@ -31,8 +32,15 @@ for module in (data, checkpoints, work):
             deepfusion.add_command(verb)
 
 
+def shorten(record: logging.LogRecord) -> bool:
+    """Of LeRobot's warning that torchcodec finds no FFmpeg: the last line, without a hundred of tracebacks."""
+    record.msg, record.args = record.getMessage().strip().splitlines()[-1], None
+    return True
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Console script. What a user can mend is said in a line and not in a traceback."""
+    logging.getLogger("lerobot.utils.import_utils").addFilter(shorten)
     verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     try:
         deepfusion.main(arguments, prog_name="deepfusion", standalone_mode=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -79,6 +80,13 @@ def test_what_is_wrong_is_one_line(
     assert said in line
     assert len(line.splitlines()) == 1
     assert (stopped.value.code if isinstance(stopped.value.code, int) else 1) == code
+
+
+def test_a_missing_ffmpeg_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """LeRobot warns of it by all that torchcodec says, a hundred lines before the one that tells."""
+    main(["config"])
+    logging.getLogger("lerobot.utils.import_utils").warning("no library %s\nTraceback\nFalling back to 'pyav'", 8)
+    assert caplog.messages == ["Falling back to 'pyav'"]
 
 
 @pytest.mark.medium

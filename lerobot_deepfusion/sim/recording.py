@@ -11,6 +11,7 @@ left out and counted.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -68,6 +69,8 @@ def record_part(recipe: Recipe, part: Part, folder: Path) -> int:
     Raises:
         RuntimeError: if the seeds run out, that is, if the expert nearly always fails.
     """
+    # That torchcodec finds no FFmpeg is a hundred lines of each process, and no video is read here.
+    logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
     import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
