@@ -111,7 +111,7 @@ def test_metres_stop(calibrated: Path) -> None:
 
 @pytest.mark.slow
 def test_by_lerobot_train(calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Train in space, resume; from a flat base; LoRA on it, where the positions are trained and saved whole."""
+    """Train in space, resume, streamed; from a flat base; LoRA on it, with the positions trained and saved whole."""
     data = ["--dataset.repo_id=local/small", f"--dataset.root={calibrated}", "--num_workers=0", "--batch_size=4"]
     data += ["--policy.push_to_hub=false", "--save_freq=1", "--log_freq=1"]
     fresh = [f"--config_path={TINY_YAML}", *data, "--steps=1"]
@@ -127,6 +127,11 @@ def test_by_lerobot_train(calibrated: Path, tmp_path: Path, capsys: pytest.Captu
     main(["info", str(space)])
     assert "observation.image: 96 x 96 pixels, 8 tokens, depth in the frame of the robot" in capsys.readouterr().out
 
+    streamed = ["--policy.position_3d=world", "--dataset.streaming=true", "--num_workers=1"]
+    run("lerobot-train", *fresh, *streamed, f"--output_dir={tmp_path}/streamed")
+    streaming = DeepFusionPolicy.from_pretrained(tmp_path / "streamed/checkpoints/last/pretrained_model")
+    assert streaming.model.position_3d.tower.to_tokens.weight.any()
+    assert streaming.config.camera_calibration == policy.config.camera_calibration
     run("lerobot-train", *fresh, f"--output_dir={tmp_path}/flat")
     flat = tmp_path / "flat/checkpoints/last/pretrained_model"
     fields = json.loads((flat / "config.json").read_text())
