@@ -67,6 +67,7 @@ ARMS = {
     "camera": Arm("points in the camera's frame", "camera"),
     "pose": Arm("pictures, and the camera's pose in the state", change=pose_in_state),
     "rays": Arm("points a metre along each ray in the robot's frame", "world", rays),
+    "cloud_of_rays": Arm("points a metre along each ray, no tokens of the picture", "cloud", rays),
     "other_depth": Arm("points of another scene", "world", other_depth),
 }
 
@@ -114,7 +115,7 @@ class Run:
 def plan() -> Iterator[Run]:
     """Every run, the most telling first, since the ladder may stop anywhere."""
     for seed in SEEDS:
-        yield from (Run("push_wide", arm, seed, LONG) for arm in ("points", "flat", "world", "pose"))
+        yield from (Run("push_wide", arm, seed, LONG) for arm in ("points", "flat", "cloud_of_rays", "pose", "world"))
         yield from (Run("push_fixed", arm, seed, LONG) for arm in ("points", "flat"))
     for seed in SEEDS:
         yield from (Run(rung, arm, seed) for arm in ("flat", "world") for rung in ("push_wide", "push_fixed"))
