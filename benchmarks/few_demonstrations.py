@@ -12,7 +12,7 @@
 and from nothing (`--config_path=$(deepfusion config tiny)`): `scratch` for as many steps, `scratch_long` for that
 config's own 1500. The tasks are two that an earlier trial had learned from 80 demonstrations (dial-turn 72%,
 coffee-push 96%); no other was tried. Judged in environments that no demonstration comes from. What was found is in
-docs/few_demonstrations.md.
+docs/single_tasks.md.
 """
 
 from __future__ import annotations
