@@ -63,7 +63,7 @@ def test_every_arm_learns_from_what_it_sees(moving: Path, name: str) -> None:
     assert policy.config.position_3d == arm.position_3d
     assert prepared[STATE].shape[1] == (16 if name == "pose" else 4)
     tower = [weight.grad for weight in policy.model.perception.vision_tower.parameters()]
-    assert any(grad is not None and grad.any() for grad in tower) == (name != "points")
+    assert any(grad is not None and grad.any() for grad in tower) == (arm.position_3d != "cloud")
     if name == "pose":  # normalised by the statistics of what was appended: the height differs between the episodes
         low, high = prepared[STATE][:, -1].tolist()
         assert low == pytest.approx(-high, abs=1e-3)
