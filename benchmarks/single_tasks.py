@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import processes
 from .study import results
-from .study.__main__ import study
+from .study.__main__ import do_missing
 from .study.arms import REPLAY, SEEDS, SMOKE_MINUTES, Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,24 +61,12 @@ def report(rows: list[results.Row]) -> None:
     print(f"| task | {' | '.join(arms)} |\n| --- |{' --- |' * len(arms)}")
     for name in (*sorted(names), None):
         cells = [[row for row in rows if row["arm"] == arm and name in (row["task"], None)] for arm in arms]
-        print(f"| {name or '**all**'} | {' | '.join(map(_cell, cells))} |")
-
-
-def _cell(rows: list[results.Row]) -> str:
-    if not rows:
-        return "-"
-    share, low, high = results.rate(rows)
-    seeds = sorted({row["seed"] for row in rows})
-    each = ", ".join(f"{results.rate([row for row in rows if row['seed'] == seed])[0]:.0%}" for seed in seeds)
-    return f"**{share:.0%}** ({low:.0%} to {high:.0%}{f'; {each}' if len(seeds) > 1 else ''})"
+        print(f"| {name or '**all**'} | {' | '.join(map(results.cell, cells))} |")
 
 
 def main() -> None:
     args = processes.read_options(__doc__, RESULTS)
-    failed = 0
-    if not args.report:
-        processes.get_ready()
-        failed = study(SMOKE if args.smoke else plan(), args.out, args.table, args.lanes, args.hours, args.smoke)
+    failed = do_missing(args, plan(), SMOKE)
     report(results.load(args.table))
     sys.exit(1 if failed else 0)
 

@@ -77,6 +77,16 @@ def rate(rows: list[Row]) -> tuple[float, float, float]:
     return (share, *wilson(share, count))
 
 
+def cell(rows: list[Row]) -> str:
+    """Of a table: success with its interval, and that of each seed where there are several."""
+    if not rows:
+        return "-"
+    share, low, high = rate(rows)
+    seeds = sorted({row["seed"] for row in rows})
+    each = ", ".join(f"{rate([row for row in rows if row['seed'] == seed])[0]:.0%}" for seed in seeds)
+    return f"**{share:.0%}** ({low:.0%} to {high:.0%}{f'; {each}' if len(seeds) > 1 else ''})"
+
+
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95% confidence interval of a share (Wilson 1927)."""
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
