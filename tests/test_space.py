@@ -24,6 +24,7 @@ from tests.llavas import enlarge
 from tests.policies import INTRINSICS, POSE, STATS, loss, make_batch, make_config
 
 TOP, WRIST = CAMERAS = "observation.images.top", "observation.images.wrist"
+SHORT = {"num_inference_steps": 1, "fusion_layers": "first_2"}  # for a compiler, to which each layer is one more
 CALIBRATION = {TOP: {"intrinsics": INTRINSICS, "pose": POSE}}
 
 
@@ -383,3 +384,25 @@ def test_what_a_cloud_can_not_be(tmp_path: Path) -> None:
     flat.save_pretrained(tmp_path / "flat")
     with pytest.raises(ValueError, match=r"position_3d='cloud' \(checkpoint: 'none'\)"):
         DeepFusionPolicy.from_pretrained(tmp_path / "flat", config=cloud_of(), dataset_meta=SimpleNamespace())
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("seen", ["cloud", "onevision"])
+def test_compiled_as_lerobot_compiles(seen: str, tmp_path: Path) -> None:
+    """`predict_action_chunk` as a whole, points and all, traced once: another depth goes through the same graph.
+
+    `aot_eager` has all of the compiler but its kernels. Worst error: none.
+    """
+    vlm = {"vlm_path": str(write_llava(tmp_path, seen)), "tokenizer_max_length": 64} if seen == "onevision" else {}
+    config = cloud_of(**SHORT) if seen == "cloud" else config_of("world", **SHORT, **vlm)
+    policy = policy_of(config, learned=True).eval()
+    batch = batch_of(config)
+    near = {**batch, depth_key(TOP): batch[depth_key(TOP)] / 2}
+    expected = [chunk(policy, some) for some in (batch, near)]
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    torch._dynamo.reset()
+    policy.predict_action_chunk = torch.compile(policy.predict_action_chunk, backend="aot_eager")
+    compiled = [chunk(policy, batch)]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled.append(chunk(policy, near))
+    assert all((a - b).abs().max() < 1e-5 for a, b in zip(compiled, expected, strict=True))
