@@ -5,18 +5,22 @@
 
 The path of `benchmarks.objectives.fork`, always past the left, with actions that say where to be next. When it is
 judged, state and actions count from somewhere else by so much of the picture's width, and the picture is as ever.
-Rows go into `benchmarks/results/shifted_base.csv`.
+Relative actions are normalised by what they are at each step of the chunk, and beside it by what they are at all of
+them together. Rows go into `benchmarks/results/shifted_base.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from lerobot_deepfusion.network.relative import RelativeActions
 
 from .objectives.fork import FEATURES, STEP, TEXT, Fork
 from .objectives.run import build
@@ -28,8 +32,15 @@ from .study.results import WHERE, load, rate
 from .study.run import FIRST_ENVIRONMENT, train
 
 RESULTS = Path(__file__).parent / "results" / "shifted_base.csv"
-SHIFTS, EPISODES, STEPS, SEEDS = (0.0, 0.05, 0.1, 0.3), 100, 500, (0, 1, 2)
-ARMS = {"absolute": {}, "relative": {"relative_actions": True}}
+SHIFTS, EPISODES, SEEDS = (0.0, 0.05, 0.1, 0.3), 100, (0, 1, 2)
+TOGETHER = "relative, all steps together"
+ARMS: dict[str, dict[str, Any]] = {
+    "absolute": {},
+    "relative": {"relative_actions": True},
+    TOGETHER: {"relative_actions": True},
+}
+# The two relative ones fewer steps, too, since neither has anything to gain from the last of 500.
+PLAN = ((500, tuple(ARMS)), (250, ("relative", TOGETHER)), (125, ("relative", TOGETHER)))
 COLUMNS = ("run", "arm", "seed", "shift", "steps", "loss", "cpu_minutes", "successes", "episodes", *WHERE)
 NAMES = ["x", "y"]  # of state and action alike, which is how they are paired
 
@@ -68,29 +79,43 @@ def judge(policy: Any, before: Any, after: Any, shift: float, episodes: int) -> 
     return sum(fork.won for fork in forks)
 
 
-def run(arm: str, seed: int, out: Path) -> list[dict[str, Any]]:
+def put_together(lines: RelativeActions) -> None:
+    """One mean and deviation of relative actions for all steps of the chunk, in the place of one for each."""
+    mean, spread = -lines.offset / lines.scale, 1 / lines.scale  # in deviations of absolute actions
+    centre = mean.mean(0)
+    wide = ((spread**2 + mean**2).mean(0) - centre**2).sqrt().expand_as(mean)
+    lines.fill(1 / wide, lines.shift / lines.scale / wide, -centre / wide)
+
+
+def run(arm: str, steps: int, seed: int, out: Path) -> list[dict[str, Any]]:
     """One policy, trained and judged at each shift."""
     data = Demonstrations(out / "data")
     torch.manual_seed(seed)
     policy, before, after = build("flow", data, num_flow_samples=4, **ARMS[arm])
-    name = f"{arm}-{STEPS}s-{seed}"
-    found = train(policy, before, data, study.Run("fork", arm, 0, seed, given_steps=STEPS))
+    if arm == TOGETHER:
+        put_together(policy.relative)
+    name = name_of(arm, steps, seed)
+    found = train(policy, before, data, study.Run("fork", arm, 0, seed, given_steps=steps))
     where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
     about = {"run": name, "arm": arm, "seed": seed, "episodes": EPISODES, **found, **where}
     return [{**about, "shift": shift, "successes": judge(policy, before, after, shift, EPISODES)} for shift in SHIFTS]
 
 
+def name_of(arm: str, steps: int, seed: int) -> str:
+    return f"{arm}-{steps}s-{seed}"
+
+
 def report(rows: list[dict[str, Any]]) -> None:
-    print(
-        f"| actions | {' | '.join(f'zero off by {shift:g}' for shift in SHIFTS)} |\n|{' --- |' * (len(SHIFTS) + 1)}"
-    )
-    for arm in ARMS:
-        cells = []
-        for shift in SHIFTS:
-            group = [row for row in rows if (row["arm"], row["shift"]) == (arm, shift)]
-            each = ", ".join(f"{row['successes'] / row['episodes']:.0%}" for row in group)
-            cells.append(f"**{rate(group)[0]:.0%}** ({each})" if group else "")
-        print(f"| {arm} | {' | '.join(cells)} |")
+    shifts = " | ".join(f"zero off by {shift:g}" for shift in SHIFTS)
+    print(f"| steps | actions | {shifts} |\n|{' --- |' * (len(SHIFTS) + 2)}")
+    for steps, arms in PLAN:
+        for arm in arms:
+            cells = []
+            for shift in SHIFTS:
+                group = [row for row in rows if (row["arm"], row["steps"], row["shift"]) == (arm, steps, shift)]
+                each = ", ".join(f"{row['successes'] / row['episodes']:.0%}" for row in group)
+                cells.append(f"**{rate(group)[0]:.0%}** ({each})" if group else "")
+            print(f"| {steps} | {arm} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -103,11 +128,11 @@ def main() -> None:
     if not args.report:
         if not (args.out / "data").exists():
             record(args.out / "data")
-        for seed in SEEDS:
-            for arm in ARMS:
+        for seed, (steps, arms) in itertools.product(SEEDS, PLAN):
+            for arm in arms:
                 rows = load(args.table)
-                if f"{arm}-{STEPS}s-{seed}" not in {row["run"] for row in rows}:
-                    write(args.table, [*rows, *run(arm, seed, args.out)], COLUMNS)
+                if name_of(arm, steps, seed) not in {row["run"] for row in rows}:
+                    write(args.table, [*rows, *run(arm, steps, seed, args.out)], COLUMNS)
     report(load(args.table))
 
 

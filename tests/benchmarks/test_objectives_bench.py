@@ -14,7 +14,9 @@ from benchmarks import seams
 from benchmarks.objectives import either, fork
 from benchmarks.objectives.arms import EVALUATIONS, TASKS, plan
 from benchmarks.objectives.report import groups
+from benchmarks.shifted_base import put_together
 from benchmarks.study.results import load
+from lerobot_deepfusion.network.relative import RelativeActions
 from tests.policies import make
 
 
@@ -172,3 +174,20 @@ def test_what_is_executed_when_thinking_takes_time(delay: int, monkeypatch: pyte
         left = rtc["prev_chunk_left_over"][0]
         assert left[0].tolist() == [start - every, every]
         assert len(left) == seams.CHUNK - every
+
+
+def test_one_mean_and_deviation_for_all_steps() -> None:
+    """Of what is relative, where each step has its own: 0 and 1 over all steps, and the steps told apart."""
+    torch.manual_seed(0)
+    actions, state = torch.randn(5000, 4, 2).cumsum(1) + 3, torch.randn(5000, 2)
+    lines, ones = RelativeActions([0, 1], 4), torch.ones(4, 2)
+    moved = actions - state[:, None]
+    lines.fill(1 / moved.std(0), 1 / moved.std(0), -moved.mean(0) / moved.std(0))
+    each = lines.relative(actions, state)
+    assert torch.allclose(each.std(0), ones, atol=1e-4)
+    put_together(lines)
+    every = lines.relative(actions, state)
+    assert torch.allclose(every.flatten(0, 1).std(0), ones[0], atol=1e-3)
+    assert every.flatten(0, 1).mean(0).abs().max() < 1e-3
+    assert every[:, 3].std() > 1.3 * every[:, 0].std()
+    assert torch.allclose(lines.absolute(every, state), actions, atol=1e-5)
