@@ -52,5 +52,5 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.format_message())
     except click.Abort:
         sys.exit(130)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"deepfusion {verb}: {error}")

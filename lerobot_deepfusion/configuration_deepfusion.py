@@ -284,6 +284,9 @@ class DeepFusionConfig(PreTrainedConfig):
                 self.empty_cameras += 1
             features[key] = feature
         config.input_features = features
+        if self.camera_calibration is not None:
+            left = {camera: said for camera, said in self.camera_calibration.items() if camera not in cameras}
+            self.camera_calibration = left or None
 
     @property
     def trains_vlm(self) -> bool:

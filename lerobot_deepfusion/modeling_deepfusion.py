@@ -112,7 +112,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         if fresh:
             self.measure_relative_actions(meta)
         self._compile()
-        self._built, self._step_behind = BuiltSettings(config), StepBehind()
+        self._built, self._built_dtype, self._step_behind = BuiltSettings(config), config.dtype, StepBehind()
         self.init_rtc_processor()
         self.reset()
         if vlm_weights:
@@ -311,6 +311,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         shape = (state.shape[0], config.chunk_size, config.action_feature.shape[0])
         if rtc.get("prev_chunk_left_over") is not None:
             left = rtc["prev_chunk_left_over"]
+            left = left if left.ndim == 3 else left[None]  # LeRobot's rollout gives [R, A]
             left = without_padding(left) if config.rtc_training_max_delay else left
             rtc["prev_chunk_left_over"] = left if self.relative is None else self.relative.relative(left, state)
         noise = sample_noise(shape, state.device) if noise is None else fit_noise(noise, shape)
@@ -346,6 +347,9 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         self._built.require(config)
         config.check_run_time()
         self._check_context_window()
+        if config.dtype == "float32" and self._built_dtype == "bfloat16":
+            set_precision(self, config.dtype)  # frozen weights; in the other direction autocast does without
+            self._built_dtype = config.dtype
         if (None if processor is None else processor.rtc_config) is not config.rtc_config:
             self.init_rtc_processor()
         return config

@@ -31,6 +31,8 @@ from .llava.bounds import check_size
 from .network.options import POLICY_SIZES
 from .storage.checked_loading import check_before_loading
 
+REMEMBERED = 1000  # texts with their tokens: a robot may be told another one with every picture, for days
+
 logger = logging.getLogger(__name__)
 
 check_before_loading()
@@ -84,7 +86,7 @@ class DeepFusionPromptProcessorStep(_SameFeatures):
     Writes `observation.language.tokens` (int64 [B, L]) and `observation.language.attention_mask` (bool [B, L]),
     where L = max_length + 1, or more for a longer prompt: whether that is too long is for the policy to say, whose
     `tokenizer_max_length` may be another than that of the checkpoint that this step is of. One image token stands for
-    the pictures of all cameras, which the policy puts in its place. Each text is tokenised once.
+    the pictures of all cameras, which the policy puts in its place. A text that comes again is not tokenised again.
 
     Attributes:
         prompt: text around one task, with one `image_token` and one `{task}`.
@@ -139,6 +141,8 @@ class DeepFusionPromptProcessorStep(_SameFeatures):
                     f"the prompt {self.prompt!r} has {pictures} tokens {self.image_token!r} in this tokenizer; "
                     "expected one, in whose place the pictures go. Take prompt and tokenizer of one checkpoint"
                 )
+            if len(self._known) == REMEMBERED:
+                self._known.pop(next(iter(self._known)))
             self._known[task] = torch.tensor(ids)
         return self._known[task]
 

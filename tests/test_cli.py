@@ -60,6 +60,7 @@ def test_every_verb_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> Non
         (["info", "nowhere"], 1, "deepfusion info: 'nowhere': no config.json in a directory of that name"),
         (["info", "configs/tniy.yaml"], 1, "configs/tniy.yaml: there is no such file; `deepfusion config` lists"),
         (["info", "tiny", "--fusion=kv"], 2, "deepfusion info: --fusion=kv: expected --policy.<field>=<value>"),
+        (["info", "tiny", "--policy.fusion=["], 1, "deepfusion info: --policy.fusion=[ is not YAML"),
         (["merge", "here", "merged"], 1, "deepfusion merge: config.json not found in here"),
         (["merge", "here", "here"], 1, "deepfusion merge: here is there already; choose another directory"),
         (["config", "tniy"], 1, "no config 'tniy'; there are llava_1.5_7b, llava_1.5_7b_lora, onevision_0.5b, "),
@@ -80,6 +81,16 @@ def test_what_is_wrong_is_one_line(
     assert said in line
     assert len(line.splitlines()) == 1
     assert (stopped.value.code if isinstance(stopped.value.code, int) else 1) == code
+
+
+@pytest.mark.parametrize(
+    "arguments", [["try"], ["look", "nowhere", "--dataset=here"], ["open-loop", "nowhere", "--dataset=here"]]
+)
+def test_without_matplotlib_nothing_begins(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thing that is said, in a line with the mend."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=rf"deepfusion {arguments[0]}: pictures need Matplotlib: pip .*look"):
+        main(arguments)
 
 
 def test_a_missing_ffmpeg_is_a_line() -> None:

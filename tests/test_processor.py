@@ -8,7 +8,10 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 
 from lerobot_deepfusion.inputs.prompt import expand_image_token, fit_tokens
 from lerobot_deepfusion.llava.tiny import byte_tokenizer
-from lerobot_deepfusion.processor_deepfusion import make_deepfusion_pre_post_processors
+from lerobot_deepfusion.processor_deepfusion import (
+    DeepFusionPromptProcessorStep,
+    make_deepfusion_pre_post_processors,
+)
 from tests.policies import STATS, make, make_batch, make_config
 
 
@@ -56,6 +59,19 @@ def test_any_text_has_tokens(task: str) -> None:
     pre, _ = make_deepfusion_pre_post_processors(config, STATS)
     batch = pre({**make_batch(config), "task": [task] * 3})
     assert batch[OBS_LANGUAGE_ATTENTION_MASK].sum(1).tolist() == [1 + len(task.encode()) + 1] * 3
+
+
+def test_another_text_with_every_picture_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes, and has the same tokens when it comes again."""
+    monkeypatch.setattr("lerobot_deepfusion.processor_deepfusion.REMEMBERED", 4)
+    config = make_config()
+    pre, _ = make_deepfusion_pre_post_processors(config, STATS)
+    (step,) = (step for step in pre.steps if isinstance(step, DeepFusionPromptProcessorStep))
+    tokens = [
+        pre({**make_batch(config), "task": [f"do {index}"] * 3})[OBS_LANGUAGE_TOKENS] for index in (*range(9), 0)
+    ]
+    assert len(step._known) == 4
+    assert torch.equal(tokens[0], tokens[-1])
 
 
 def test_image_token_becomes_those_of_all_cameras() -> None:

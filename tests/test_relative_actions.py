@@ -193,6 +193,8 @@ def test_real_time_chunking_goes_on_from_absolute_actions(small: LeRobotDataset,
     policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=4)
     options = {"inference_delay": 2, "prev_chunk_left_over": left, "execution_horizon": 4}
     chunk = policy.predict_action_chunk(later, noise=noise, **options)
+    as_rollouts = policy.predict_action_chunk(later, noise=noise, **{**options, "prev_chunk_left_over": left[0]})
+    assert torch.equal(as_rollouts, chunk)
     off = (chunk[:, :2] - left[:, :2]).abs().max()
     assert off < (1e-5 if most else (free[:, :2] - left[:, :2]).abs().max())
 

@@ -316,6 +316,12 @@ def test_a_camera_that_the_data_set_lacks_takes_its_depth_along() -> None:
     assert config.cameras == ["observation.images.empty_camera_0", WRIST]
     assert config.depth_cameras == []
     assert depth_key(TOP) not in config.input_features
+    assert config.camera_calibration is None
+    both = config_of(camera_calibration={TOP: CALIBRATION[TOP], WRIST: CALIBRATION[TOP]})
+    both.input_features[depth_key(WRIST)] = both.input_features[depth_key(TOP)]
+    both.leave_empty([TOP])
+    both.validate_features()
+    assert both.depth_cameras == list(both.camera_calibration) == [WRIST]
 
 
 def test_a_camera_that_a_sample_lacks_is_not_looked_at() -> None:

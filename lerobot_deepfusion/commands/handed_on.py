@@ -25,5 +25,8 @@ def fields_of(context: click.Context, prefix: str) -> dict[str, Any]:
         name, equals, value = option.removeprefix(f"--{prefix}.").partition("=")
         if not option.startswith(f"--{prefix}.") or not equals:
             raise click.UsageError(f"{option}: expected --{prefix}.<field>=<value>", context)
-        options[name] = yaml.safe_load(value)
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{option} is not YAML: {' '.join(str(error).split())}") from error
     return options

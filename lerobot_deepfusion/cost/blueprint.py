@@ -114,6 +114,7 @@ def assume_cameras(config: DeepFusionConfig, count: int | None) -> None:
         if count is not None:
             raise ValueError(f"--cameras={count}: the config has its own, {', '.join(config.cameras)}")
         return
+    config.input_features = dict(config.input_features or {})  # none: --policy.input_features=null
     for index in range(count or 1):
         # The shape plays no part: images are resized to what the vision tower takes.
         feature = PolicyFeature(type=FeatureType.VISUAL, shape=(3, 1, 1))

@@ -42,7 +42,6 @@ def given_by_rtc(config: Any, shape: tuple[int, int, int], rtc: Mapping[str, Any
 
 def without_padding(left: Tensor) -> Tensor:
     """What is left over, [B, R, A], without the zeros with which LeRobot's rollout fills it up to its horizon."""
-    left = left if left.ndim == 3 else left[None]
     there = (left != 0).any(-1).any(0).nonzero()
     return left[:, : int(there.max()) + 1 if len(there) else 0]
 

@@ -62,7 +62,9 @@ def check_rows(done: Normalised, facts: DatasetFacts) -> None:
     low, high = done.low.numpy(), done.high.numpy()
     lowest, highest = np.full_like(low, np.inf), np.full_like(high, -np.inf)
     for rows in read_rows(facts.root, facts.column(done.key), facts.trained_episodes):
-        if rows.values.shape[1] != len(low) or not len(rows.values):
+        if not len(rows.values):  # a table that none of the wanted episodes is in
+            continue
+        if rows.values.shape[1] != len(low):
             return
         _check_finite(done.key, rows)
         room = BEYOND * (high - low) + 1e-3 * np.maximum(np.abs(low), np.abs(high)) + 1e-6

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .pyplot import load_pyplot
+
 COLUMNS = 6
 
 
@@ -25,11 +27,7 @@ def draw_film_strip(films: Sequence[Path], said: Sequence[str], path: Path) -> N
     Raises:
         ImportError: without Matplotlib.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = load_pyplot()
     title_height = 0.3 if any(said) else 0.0  # inches
     height = (2.5 + title_height) * len(films)
     figure, axes = plt.subplots(len(films), COLUMNS, figsize=(2.5 * COLUMNS, height), squeeze=False)

@@ -14,6 +14,7 @@ import torch
 
 from .look_drawn import draw_heads, draw_layers, draw_strip, film, record_for_rerun
 from .observations import env_config, load, look_at_data, look_at_episode
+from .pyplot import load_pyplot
 from .sight import Looker, Sight
 
 WIDTH = 100  # letters of a line under a picture
@@ -37,6 +38,7 @@ def look(
         ImportError: without Matplotlib.
         ValueError: for an episode, an environment or a checkpoint that can't be had.
     """
+    load_pyplot()
     simulator = env_config(env) if env else None
     torch.manual_seed(seed)
     policy, before, after = load(checkpoint)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .pyplot import load_pyplot
 from .sight import ACTIONS, Sight
 
 COLUMNS = 8  # observations in a strip
@@ -116,11 +117,7 @@ def record_for_rerun(sights: Sequence[Sight], steps: Sequence[int], path: Path) 
 
 
 def _axes(rows: int, columns: int, inches: float) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = load_pyplot()
     size = (inches * columns + 0.7, inches * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for axis in axes.flat:

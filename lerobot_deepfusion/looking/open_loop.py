@@ -16,6 +16,7 @@ from .held_out import HELD_OUT, told
 from .observations import load
 from .open_loop_drawn import draw
 from .predicted import Along, Course, enough, predict_along
+from .pyplot import load_pyplot
 
 COUNTS, SAMPLES = (1, 2, 5, 10), 4
 
@@ -29,6 +30,7 @@ def open_loop(
         ImportError: without Matplotlib.
         ValueError: for an episode that is not there, or a checkpoint that can't be had.
     """
+    load_pyplot()
     policy, before, after = load(checkpoint)
     chosen = numbers(episodes)
     names = told(Path(checkpoint), dataset, repo_id, chosen)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .predicted import Along
+from .pyplot import load_pyplot
 
 COLUMNS, MOST = 3, 16  # of the page; action dimensions that are drawn
 
@@ -31,11 +32,7 @@ def draw(
         lines: to be written under it.
         path: of the PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = load_pyplot()
     names = names[:MOST]
     rows, words = -(-(len(names) + 1) // COLUMNS), 0.17 * (len(lines) + 1)
     height = 2.6 * rows + words

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from .points_seen import Seen, see, summary
+from .pyplot import load_pyplot
 
 # From above, from the side and from the front: which axes lie across and up, and from which end one looks.
 VIEWS = {"from above": (0, 1, 2, 1), "along y": (0, 2, 1, -1), "along x": (1, 2, 0, -1)}
@@ -31,9 +32,13 @@ def look_at_space(
 
     Raises:
         ImportError: without Matplotlib.
-        ValueError: see `points_seen.see`.
+        ValueError: if the calibration is no YAML; see `points_seen.see`, too.
     """
-    calibration = None if camera_calibration is None else yaml.safe_load(camera_calibration)
+    load_pyplot()
+    try:
+        calibration = None if camera_calibration is None else yaml.safe_load(camera_calibration)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--camera-calibration={camera_calibration} is not YAML") from error
     with_rerun = find_spec("rerun") is not None
     wanted = range(frame, frame + frames) if with_rerun else [frame]
     seen = see(root, repo_id, episode, wanted, depth_range, calibration)
@@ -41,7 +46,7 @@ def look_at_space(
     draw(seen[0], output_dir / "space.png")
     said = [summary(seen[0]), f"wrote {output_dir / 'space.png'}"]
     if with_rerun:
-        record_for_rerun(seen, output_dir / "space.rrd")
+        record_for_rerun(seen, frame, output_dir / "space.rrd")
         said.append(f"wrote {output_dir / 'space.rrd'}; rerun {output_dir / 'space.rrd'} shows it")
     else:
         said.append("no space.rrd: pip install 'lerobot_policy_deepfusion[look]'")
@@ -52,11 +57,7 @@ def draw(seen: Sequence[Seen], path: Path) -> None:
     """A row for each camera: picture, depth, and its points from three sides, in metres; cameras with a pose together
     in one more row.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = load_pyplot()
     posed = [one for one in seen if one.pose is not None]
     rows: list[list[Seen]] = [[one] for one in seen] + ([posed] if len(posed) > 1 else [])
     figure, axes = plt.subplots(len(rows), 5, figsize=(20, 4 * len(rows)), squeeze=False)
@@ -99,8 +100,9 @@ def _draw_view(axis, row: Sequence[Seen], across: int, up: int, along: int, sign
             )
 
 
-def record_for_rerun(frames: Sequence[Sequence[Seen]], path: Path) -> None:
-    """The points over time, with cameras and the base's axes; `rerun <path>` shows them.
+def record_for_rerun(frames: Sequence[Sequence[Seen]], first: int, path: Path) -> None:
+    """The points over time, frame `first` of the episode and those behind it, with cameras and the base's axes;
+    `rerun <path>` shows them.
 
     Raises:
         ImportError: without Rerun.
@@ -111,7 +113,7 @@ def record_for_rerun(frames: Sequence[Sequence[Seen]], path: Path) -> None:
     recording.save(path)
     recording.log("base", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
     recording.log("base/axes", rr.Arrows3D(vectors=0.2 * np.eye(3), colors=255 * np.eye(3)), static=True)
-    for index, seen in enumerate(frames):
+    for index, seen in enumerate(frames, first):
         recording.set_time("frame", sequence=index)
         for one in seen:
             where = f"{'base' if one.pose is not None else 'frame_of'}/{one.camera.rpartition('.')[2]}"

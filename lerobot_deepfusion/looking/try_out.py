@@ -16,6 +16,7 @@ from lerobot.scripts.lerobot_eval import eval_policy
 from ..storage.shipped import TRAINED_TASKS, shipped_policies
 from .film_strip import draw_film_strip
 from .observations import env_config, load
+from .pyplot import load_pyplot
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def try_out(policy: str, tasks: str | None, instruction: str, episodes: int, see
     chosen = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else list(known)
     if not chosen:
         raise ValueError(f"{policy} does not say what it was trained on ({TRAINED_TASKS}); choose a --task")
+    load_pyplot()
     loaded = load(str(checkpoint))
     output_dir.mkdir(parents=True, exist_ok=True)
     trials = [try_task(loaded, task, instruction, episodes, seed, output_dir / task) for task in chosen]

@@ -44,7 +44,7 @@ class Instructions:
         features: what the robot will send, as a LeRobotDataset describes it: `dtype`, `shape` and `names` by key.
         actions_per_chunk: at most so many actions of a chunk are wanted.
         device: of the policy, in torch's words.
-        rename_map: LeRobot's keys of the robot to those of the policy.
+        rename_map: LeRobot's keys of the robot to those of the policy; a server takes none.
     """
 
     policy_type: str

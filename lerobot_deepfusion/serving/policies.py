@@ -89,13 +89,12 @@ class Shelf:
         return self.folders.get(instructions.policy) or checkpoint_folder(instructions.policy)
 
 
-def load_policy(folder: Path, device: str, rename_map: dict[str, str]) -> tuple[DeepFusionPolicy, Any, Any]:
+def load_policy(folder: Path, device: str) -> tuple[DeepFusionPolicy, Any, Any]:
     """A policy on its device, with LeRobot's pre- and post-processor for it.
 
     Args:
         folder: of a checkpoint.
         device: as the client asks for it.
-        rename_map: LeRobot's keys of the robot to those of the policy.
 
     Raises:
         Refused: if the device is no device.
@@ -111,10 +110,11 @@ def load_policy(folder: Path, device: str, rename_map: dict[str, str]) -> tuple[
         )
     policy = DeepFusionPolicy.from_pretrained(folder).to(device)
     on_device = {"device_processor": {"device": device}}
+    as_named = {"rename_observations_processor": {"rename_map": {}}}  # robots use the policy's names
     processors = make_pre_post_processors(
         policy.config,
         pretrained_path=str(folder),
-        preprocessor_overrides={**on_device, "rename_observations_processor": {"rename_map": rename_map}},
+        preprocessor_overrides={**on_device, **as_named},
         postprocessor_overrides=on_device,
     )
     return policy, *processors

@@ -128,9 +128,14 @@ class PolicyService:
         Raises:
             Refused: if the policy can't be had or does not fit the robot; the reason is that of the error.
         """
+        if instructions.rename_map:
+            raise invalid(
+                f"rename_map={instructions.rename_map}: LeRobot's server looks for pictures under the policy's names "
+                "before it renames any, so that a map can't help. Name cameras and joints as the policy does"
+            )
         try:
             folder = self.shelf.find(instructions)
-            parts = load_policy(folder, instructions.device, instructions.rename_map)
+            parts = load_policy(folder, instructions.device)
             return RobotWork(self.config, instructions, *parts)
         except Refused:
             raise

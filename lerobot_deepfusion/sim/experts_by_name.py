@@ -39,6 +39,8 @@ def make(
     if simulator == "pusht":
         from .pusht_planner import PushTExpert
 
+        if task != "pusht":
+            raise ValueError(f"--task={task}: PushT has one task, leave it out")
         if cameras:
             raise ValueError(f"--cameras={cameras}: PushT has one camera, leave it out")
         if depth or camera_poses != "fixed":

@@ -285,6 +285,7 @@ def test_overrides_are_the_policys_own(capsys: pytest.CaptureFixture[str]) -> No
     assert "expert 0-23 <- VLM 23: last hidden state, projected" in text
     assert "train, batch 2," in text
     assert re.search(r"vision tower +0 +398 M", text)
+    assert "camera 1" in run(capsys, "tiny", "--policy.input_features=null")
 
 
 @pytest.mark.parametrize(

@@ -29,5 +29,4 @@ def test_zeros_of_the_rollout_are_no_actions() -> None:
     left = torch.zeros(2, 6, A)
     left[0, 0], left[1, 2] = 1.0, 1.0
     assert torch.equal(without_padding(left), left[:, :3])
-    assert without_padding(left[0]).shape == (1, 1, A)
     assert without_padding(torch.zeros(1, 6, A)).shape == (1, 0, A)

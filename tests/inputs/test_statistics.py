@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from lerobot.configs import NormalizationMode
 from lerobot.policies.factory import make_pre_post_processors
 
+from lerobot_deepfusion.inputs import row_checks
+from lerobot_deepfusion.inputs.dataset_rows import Rows, read_rows
 from lerobot_deepfusion.inputs.statistics_checks import check_statistics, warn_of_statistics
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from tests import small_data
@@ -198,6 +202,22 @@ def test_rows_of_other_units_than_the_statistics(tmp_path: Path, caplog: pytest.
             with caplog.at_level(logging.WARNING):
                 first_loss(data, small_data.config())
             assert "no dimension of observation.state moves within a twentieth" in caplog.text
+
+
+@pytest.mark.medium
+def test_rows_behind_a_table_of_other_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of some episodes the first table may have nothing; those behind it are looked at all the same."""
+
+    def tables(*args: Any) -> Iterator[Rows]:
+        for rows in read_rows(*args):
+            yield rows[rows.episode < 0]
+            yield rows
+
+    monkeypatch.setattr(row_checks, "read_rows", tables)
+    data = load(write(tmp_path / "data"))
+    data.meta.stats[STATE] = {k: v if k == "count" else v / 57.3 for k, v in data.meta.stats[STATE].items()}
+    with pytest.raises(ValueError, match=r"observation.state is .* in frame 0 of.*other units"):
+        first_loss(data, small_data.config())
 
 
 @pytest.mark.medium

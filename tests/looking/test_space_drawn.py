@@ -72,6 +72,15 @@ def test_for_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"/base/top/points", "/base/top/picture", "/base/top/axes"} <= names
 
 
+def test_frames_are_those_of_the_episode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("rerun.RecordingStream.set_time", lambda *_, sequence: told.append(sequence))
+    space(data(tmp_path / "data", top=POSE), tmp_path / "out", capsys, "--frame=1")
+    assert told == [1, 2]
+
+
 def test_without_a_pose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the camera's own frame, or where the option puts it."""
     root = data(tmp_path / "data", top=None)

@@ -143,6 +143,13 @@ def test_a_device_is_a_device(server: service.PolicyService, checkpoint: Path) -
         robot.choose(device="cuda; rm -rf /")
 
 
+def test_a_map_of_names_is_refused(server: service.PolicyService, checkpoint: Path) -> None:
+    """LeRobot's own server would look for the picture under the name that the robot does not use."""
+    renames = {"observation.images.top": "observation.images.front"}
+    with RawRobot(server, checkpoint) as robot, refused("INVALID_ARGUMENT", "rename_map=", "as the policy does"):
+        robot.choose(rename_map=renames)
+
+
 def test_a_client_chooses_among_the_policies_and_no_other(checkpoint: Path, saved: Path) -> None:
     with running((str(checkpoint), str(saved))) as server, RawRobot(server, checkpoint) as robot:
         with refused("PERMISSION_DENIED", "'/etc' is not served here", str(checkpoint), str(saved)):

@@ -182,6 +182,8 @@ def test_unknown_names_are_errors() -> None:
             MetaworldFastEnv(cameras=cameras)
     with pytest.raises(ValueError, match="PushT has one camera"):
         experts_by_name.make("pusht", "pusht", size=96, noise=0, cameras="corner")
+    with pytest.raises(ValueError, match="--task=push-v3: PushT has one task"):
+        experts_by_name.make("pusht", "push-v3", size=96, noise=0)
     with pytest.raises(ValueError, match="no Meta-World task 'fly-v3'; there are assembly-v3"):
         MetaworldFastEnv().make("fly-v3")
     with pytest.raises(ValueError, match="episode_length=0"):

@@ -282,6 +282,22 @@ def test_n_action_steps_that_can_t_be(steps: float) -> None:
 
 
 @pytest.mark.medium
+def test_frozen_weights_go_back_to_float32() -> None:
+    """Built in bfloat16, whose digits they keep; built in float32, they are as they were after bfloat16."""
+    noise = torch.randn(3, 6, 3)
+    half, batch, _ = make(dtype="bfloat16", train_expert_only=True)
+    assert half.model.perception.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    half.config.dtype = "float32"
+    whole, _, _ = make(train_expert_only=True)
+    found, expected = (policy.predict_action_chunk(batch, noise=noise) for policy in (half, whole))
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+    assert 0 < (found - expected).abs().max() < 0.1
+    whole.config.dtype = "bfloat16"
+    assert not torch.equal(whole.predict_action_chunk(batch, noise=noise), expected)
+    whole.config.dtype = "float32"
+    assert torch.equal(whole.predict_action_chunk(batch, noise=noise), expected)
+
+
 def test_other_run_time_settings_count_at_once() -> None:
     policy, batch, _ = make()
     calls, noise = [], torch.randn(3, 6, 3)
