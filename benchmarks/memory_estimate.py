@@ -73,13 +73,14 @@ def make_inputs(model: DeepFusionModel) -> dict[str, torch.Tensor]:
         "state": torch.randn(size, STATE_DIM),
         "noisy": torch.randn(size, LOAD.samples, LOAD.chunk, ACTION_DIM),
         "time": torch.rand(size, LOAD.samples),
+        **({} if model.position_3d is None else {"points": torch.rand(size, LOAD.cameras, 4, side, side)}),
     }
 
 
 def step(model: DeepFusionModel, inputs: dict[str, torch.Tensor], setting: Setting) -> None:
     """Forward and backward pass, or a chunk of one step."""
     with torch.autocast("cpu", torch.bfloat16, enabled=setting.half), torch.set_grad_enabled(not setting.acting):
-        states = model.prefill(inputs["pixels"], inputs["tokens"], inputs["valid"])
+        states = model.prefill(*(inputs[name] for name in ("pixels", "tokens", "valid")), points=inputs.get("points"))
         states = model.project_contexts(states) if setting.acting else states
         velocity = model.denoise(states, inputs["state"], inputs["noisy"], model.embed_time(inputs["time"]))
     del states

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..network.lockstep import DeepFusionModel
-from ..network.part_names import EXPERT, part_of
+from ..network.part_names import EXPERT, POSITIONS, part_of
 from ..training.adapters import LORA_TARGETS
 from .live_bytes import LiveBytes, Stage
 
@@ -155,7 +155,7 @@ def fake_copy(
 def _fake(name: str, tensor: Tensor, setting: Setting) -> Tensor:
     if not isinstance(tensor, nn.Parameter):
         return torch.empty(tensor.shape, dtype=tensor.dtype)
-    trained = part_of(name) in ({EXPERT} if setting.rank else setting.trained)
+    trained = part_of(name) in ({EXPERT, POSITIONS} if setting.rank else setting.trained)
     dtype = torch.bfloat16 if setting.half and not trained else torch.float32
     return nn.Parameter(torch.empty(tensor.shape, dtype=dtype), requires_grad=trained)
 

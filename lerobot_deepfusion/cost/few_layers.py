@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..network.lockstep import DeepFusionModel
-from ..network.part_names import EXPERT, TEXT, VISION
+from ..network.part_names import EXPERT, POSITIONS, TEXT, VISION
 from .fake_step import Setting, Workload, stage_peaks
 
 FEW = 3  # the first, and the last two: the last may be cut, and then the one before is the first that goes backward
@@ -25,8 +25,11 @@ def peak_bytes(model: DeepFusionModel, load: Workload, setting: Setting) -> int:
     middle = {id(layer): layer for _, row in rows for unit in row[1 : 1 - FEW] for layer in unit}
     few = stage_peaks(model, load, setting, list(middle.values()))
     peaks = dict(few)
+    kept = {EXPERT, *setting.trained}
+    if model.position_3d is not None and POSITIONS in kept:
+        kept.add(TEXT)  # through which their gradient comes, frozen or not
     for part, row in rows:
-        if part != EXPERT and part not in setting.trained:
+        if part not in kept:
             continue  # without gradient, and read by nobody, it leaves nothing
         one_more = {id(layer) for layer in row[1]}
         more = stage_peaks(model, load, setting, [layer for key, layer in middle.items() if key not in one_more])

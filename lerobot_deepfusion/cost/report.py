@@ -8,14 +8,14 @@ from ..configuration_deepfusion import DeepFusionConfig
 from ..llava.geometry import context_window
 from ..network.fusion import vlm_layers_needed
 from ..network.lockstep import DeepFusionModel
-from ..network.part_names import EXPERT, PARTS, TEXT, VISION
+from ..network.part_names import EXPERT, PARTS, POSITIONS, TEXT, VISION
 from ..network.positions import IN_WORLD
 from . import memory
 
 # Ways to train: what is trained, and whether by LoRA.
 WAYS: tuple[tuple[str, set[str], bool], ...] = (
-    ("LoRA", {TEXT, EXPERT}, True),
-    ("the expert", {EXPERT}, False),
+    ("LoRA", {TEXT, EXPERT, POSITIONS}, True),
+    ("the expert", {EXPERT, POSITIONS}, False),
     ("all but the vision tower", set(PARTS) - {VISION}, False),
     ("everything", set(PARTS), False),
 )
@@ -30,6 +30,7 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
     """
     size, tokens = model.perception.config.vision_config.image_size, model.perception.image_tokens
     trained, frozen = (memory.parameters(model, trained=flag) for flag in (True, False))
+    there = [part for part in PARTS if part != POSITIONS or model.position_3d is not None]
     load, half = _load(config, 1), config.dtype == "bfloat16"
     lengths = (
         f"{config.tokenizer_max_length} tokens; {load.prefix(model)} with the images, "
@@ -56,7 +57,7 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
         ("expert", [_expert(config, model)]),
         ("context", [f"{keys} an observation"]),
         ("weights", [f"{'':12} {'trained':>9} {'frozen':>9}"]),
-        ("", [f"{part:12} {_count(trained[part]):>9} {_count(frozen[part]):>9}" for part in PARTS]),
+        ("", [f"{part:12} {_count(trained[part]):>9} {_count(frozen[part]):>9}" for part in there]),
         ("", [f"{'total':12} {_count(sum(trained.values())):>9} {_count(sum(frozen.values())):>9}"]),
     ]
     lines = ["deepfusion"]
@@ -82,10 +83,11 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
         f"           {f'train, batch {batch_size}, flow samples {load.samples}':34}{'trained':>9}"
         f"{'plain':>13}{'checkpointed':>15}",
     ]
+    there = {part for part, count in memory.parameters(model).items() if count}
     for name, parts, by_lora in WAYS:
         lora_rank = rank if by_lora else 0
         counts = memory.lora_parameters(model, rank) if lora_rank else memory.parameters(model)
-        chosen = memory.trained_parts(model) == (set() if by_lora else parts)
+        chosen = memory.trained_parts(model) == (set() if by_lora else parts & there)
         cells = [
             _size(memory.training_bytes(model, load, half, parts, checkpointing, lora_rank))
             + (" *" if chosen and checkpointing == config.gradient_checkpointing else "  ")

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-VISION, PROJECTOR, TEXT, EXPERT = PARTS = ("vision tower", "projector", "text model", "expert")
-PREFIXES = {"perception.vision_tower.": VISION, "perception.language_model.": TEXT, "expert.": EXPERT}
+VISION, PROJECTOR, POSITIONS, TEXT, EXPERT = PARTS = (
+    *("vision tower", "projector"),
+    "positions",  # of points in space; trained whatever of the VLM is frozen
+    *("text model", "expert"),
+)
+PREFIXES = {
+    "perception.vision_tower.": VISION,
+    "position_3d.": POSITIONS,
+    "perception.language_model.": TEXT,
+    "expert.": EXPERT,
+}
 
 
 def part_of(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..network.part_names import EXPERT, PROJECTOR, TEXT, VISION, part_of
+from ..network.part_names import EXPERT, POSITIONS, PROJECTOR, TEXT, VISION, part_of
 
 # The config field of each part's learning rate. The expert's comes first: it is the one that LeRobot logs.
 RATES = {
@@ -55,7 +55,8 @@ def parameter_groups(config: Any, model: nn.Module) -> list[dict[str, Any]]:
     """
     groups = []
     for part, field in RATES.items():
-        trained = [p for name, p in model.named_parameters() if p.requires_grad and part_of(name) == part]
+        parts = {PROJECTOR, POSITIONS} if part == PROJECTOR else {part}  # one rate for both
+        trained = [p for name, p in model.named_parameters() if p.requires_grad and part_of(name) in parts]
         rate = getattr(config, field)
         if trained:
             groups.append({"params": trained, "lr": config.optimizer_lr if rate is None else rate, "name": part})

@@ -20,7 +20,7 @@ from lerobot_deepfusion.cost.report import describe
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.network.fusion import FUSIONS, VlmStates
 from lerobot_deepfusion.network.lockstep import DeepFusionModel
-from lerobot_deepfusion.network.part_names import EXPERT, PARTS, PROJECTOR, TEXT, VISION
+from lerobot_deepfusion.network.part_names import EXPERT, PARTS, POSITIONS, PROJECTOR, TEXT, VISION
 from lerobot_deepfusion.training.adapters import LORA_TARGETS
 from tests import commands
 from tests.commands import ROOT
@@ -138,6 +138,18 @@ def test_training_peak_is_what_is_allocated(
 
 
 @pytest.mark.medium
+def test_positions_are_trained_through_a_frozen_vlm() -> None:
+    """Whose backward pass is counted then: nearly twice what it takes without them."""
+    setting = Setting(False, frozenset({EXPERT, POSITIONS}))
+    model = small_model("clip_llama", "kv", layers=3, position_3d="camera")
+    estimate = peak_bytes(model, LOAD, setting)
+    prepare(model, setting)
+    assert memory.trained_parts(model) == setting.trained
+    assert estimate == pytest.approx(measured_peak(model, setting), rel=0.02)
+    assert estimate > 1.5 * peak_bytes(small_model("clip_llama", "kv", layers=3), LOAD, setting)
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_acting_peak_is_what_is_allocated(fusion: str) -> None:
     """Likewise of a chunk, where autocast keeps a copy of weights that are trained."""
@@ -159,6 +171,7 @@ def test_acting_peak_is_what_is_allocated(fusion: str) -> None:
         ("kv", {"fusion_layers": "every_2"}, Setting(False, frozenset({TEXT, EXPERT}), rank=4)),
         ("hidden", {"fusion_layers": "first_6", "expert_num_layers": 12}, Setting(True, frozenset({EXPERT}))),
         ("kv", {"fusion_layers": "middle"}, Setting(False, frozenset({TEXT, EXPERT}), True)),
+        ("late", {"position_3d": "camera"}, Setting(False, frozenset({EXPERT, POSITIONS}))),
     ],
 )
 def test_few_layers_stand_for_many(fusion: str, switch: dict, setting: Setting) -> None:
