@@ -114,7 +114,7 @@ def execute(run: Run, out: Path, smoke: bool) -> dict[str, Any]:
     from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
     from . import rollouts
-    from .report import machine
+    from .report import here
 
     steps = 2 if smoke else LONG_STEPS if run.arm == "scratch_long" else STEPS
     folder = out / "trained" / run.name
@@ -132,8 +132,7 @@ def execute(run: Run, out: Path, smoke: bool) -> dict[str, Any]:
     won = rollouts.successes(policy, before, after, run.task, episodes, FIRST_ENVIRONMENT)
     about: dict[str, Any] = {"run": run.name, "task": run.task, "arm": run.arm, "seed": run.seed}
     about |= {"demonstrations": run.demonstrations, "successes": won, "episodes": episodes}
-    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in results.WHERE}
-    return {**about, "steps": steps, "cpu_minutes": minutes, **where}
+    return {**about, "steps": steps, "cpu_minutes": minutes, **here()}
 
 
 def report(rows: list[results.Row]) -> None:

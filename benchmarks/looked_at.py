@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,6 +42,8 @@ class Watcher(Looker):
 
 def where(robot: Any) -> dict[str, np.ndarray]:
     """Pixels of each part in the camera's picture of now."""
+    import mujoco  # decides then how it draws, which the simulator has set up
+
     model, [camera] = robot._env.model, robot.cameras
     quality = model.vis.quality
     smooth, quality.offsamples = quality.offsamples, 0  # else numbers of things are mixed at their edges

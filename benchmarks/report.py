@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from .study.results import WHERE
 
 # Measure, case, arm, largest ratio to the reference; for flow samples the smallest.
 BARS = [
@@ -45,6 +47,7 @@ class Row:
     reference: str | None = None
     ratio: list[float] | None = None
     parameters: int | None = None
+    taken: dict[str, Any] | None = None  # machine, commit and rounds; None in tables of before it was noted
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -79,6 +82,12 @@ def machine(device: str, dtype: str, rounds: int) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "commit": _commit(),
     }
+
+
+def here() -> dict[str, Any]:
+    """The columns of a study's table that say where a run of one thread was done."""
+    values = machine("cpu", "float32", 1)
+    return {key: values[key] for key in WHERE}
 
 
 def _commit() -> str:
@@ -116,9 +125,13 @@ def print_rows(table: list[Row]) -> None:
 
 
 def save(path: Path, values: dict[str, Any], table: list[Row]) -> None:
-    """Write rows into a JSON file, in the place of those of the same measure, case and arm."""
+    """Write rows into a JSON file, in the place of those of the same measure, case and arm.
+
+    Those that stay may be of another machine or commit than `values`, which are of the last: each row has its own.
+    """
+    taken = {key: values[key] for key in ("machine", "commit", "rounds") if key in values}
     kept = {row.key: row for row in load(path)} if path.exists() else {}
-    kept |= {row.key: row for row in table}
+    kept |= {row.key: replace(row, taken=taken) for row in table}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**values, "rows": [asdict(row) for row in kept.values()]}, indent=1) + "\n")
 

@@ -14,8 +14,6 @@ was not, too. Rows go into `benchmarks/results/seams.csv`, a policy, way and del
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,10 @@ from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
 from .objectives.run import build
-from .report import machine
+from .report import here
 from .study import arms as study
 from .study.data import Demonstrations
-from .study.results import WHERE, load
+from .study.results import WHERE, load, save
 from .study.run import FIRST_ENVIRONMENT, train
 
 RESULTS = Path(__file__).parent / "results" / "seams.csv"
@@ -148,7 +146,7 @@ def set_way(policy: DeepFusionPolicy, way: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Every row that the table lacks."""
-    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
+    where = here()
     for name, ways in WAYS.items():
         folder = trained(name, args.data, args.out, args.steps, args.seed)
         policy = DeepFusionPolicy.from_pretrained(folder)
@@ -163,15 +161,7 @@ def run(args: argparse.Namespace) -> None:
                 set_way(policy, way)
                 found = judge(policy, before, after, delay, args.episodes)
                 print(about["run"], found, flush=True)
-                write(args.table, [*rows, {**about, **found, "episodes": args.episodes, **where}])
-
-
-def write(table: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+                save(args.table, [*rows, {**about, **found, "episodes": args.episodes, **where}], COLUMNS)
 
 
 def report(rows: list[dict[str, Any]]) -> None:

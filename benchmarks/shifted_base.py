@@ -18,17 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_deepfusion.network.relative import RelativeActions
 
-from .objectives.fork import FEATURES, STEP, TEXT, Fork
+from .objectives.fork import FEATURES, STEP, TEXT, Fork, walk
 from .objectives.run import build
-from .report import machine
-from .seams import write
+from .report import here
 from .study import arms as study
 from .study.data import Demonstrations
-from .study.results import WHERE, load, rate
+from .study.results import WHERE, load, rate, save
 from .study.run import FIRST_ENVIRONMENT, train
 
 RESULTS = Path(__file__).parent / "results" / "shifted_base.csv"
@@ -48,17 +46,7 @@ NAMES = ["x", "y"]  # of state and action alike, which is how they are paired
 def record(root: Path, episodes: int = 60) -> None:
     """Demonstrations past the left; an action is the place to be at next."""
     features = {**FEATURES, "action": {**FEATURES["action"], "names": NAMES}}
-    data = LeRobotDataset.create("local/shifted_base", fps=10, features=features, root=root, use_videos=False)
-    rng = np.random.default_rng(0)
-    for index in range(episodes):
-        fork = Fork(100_000 + index)
-        while not fork.over:
-            action = fork.expert(-1)
-            frame = {"observation.image": fork.picture(), "observation.state": fork.place.astype(np.float32)}
-            data.add_frame({**frame, "action": (fork.place + STEP * action).astype(np.float32), "task": TEXT})
-            fork.step(action + 0.1 * rng.standard_normal(2))
-        data.save_episode()
-    data.finalize()
+    walk(root, features, [-1] * episodes, lambda fork, action: fork.place + STEP * action)
 
 
 @torch.no_grad()
@@ -96,8 +84,7 @@ def run(arm: str, steps: int, seed: int, out: Path) -> list[dict[str, Any]]:
         put_together(policy.relative)
     name = name_of(arm, steps, seed)
     found = train(policy, before, data, study.Run("fork", arm, 0, seed, given_steps=steps))
-    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
-    about = {"run": name, "arm": arm, "seed": seed, "episodes": EPISODES, **found, **where}
+    about = {"run": name, "arm": arm, "seed": seed, "episodes": EPISODES, **found, **here()}
     return [{**about, "shift": shift, "successes": judge(policy, before, after, shift, EPISODES)} for shift in SHIFTS]
 
 
@@ -132,7 +119,7 @@ def main() -> None:
             for arm in arms:
                 rows = load(args.table)
                 if name_of(arm, steps, seed) not in {row["run"] for row in rows}:
-                    write(args.table, [*rows, *run(arm, steps, seed, args.out)], COLUMNS)
+                    save(args.table, [*rows, *run(arm, steps, seed, args.out)], COLUMNS)
     report(load(args.table))
 
 

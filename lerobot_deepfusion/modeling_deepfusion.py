@@ -227,7 +227,7 @@ class DeepFusionPolicy(TrainedPolicy, TypesOfTheConfig, StoredPolicy):
         noisy, velocity = ask(config.objective, action, noise, time)
         state = batch[OBS_STATE]
         if self.training and config.state_dropout:
-            # Zero is the mean state, since states are normalised.
+            # Zero is the mean state, or the middle of its range, since states are normalised.
             state = state * (torch.rand(len(state), 1, device=state.device) >= config.state_dropout)
         given = None
         with autocast(action.device, config.dtype):

@@ -79,6 +79,7 @@ def main() -> None:
         since = time.monotonic()
         if since - start > 60 * args.minutes:
             failed[what] = f"not started: {args.minutes:g} minutes were over"
+            report.save(args.out, where | {"failed": failed}, [])
             continue
         try:
             table = MEASURES[what](options)

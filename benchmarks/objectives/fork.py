@@ -5,6 +5,8 @@ Who goes the mean of both ways walks into it. Everything is in shares of the pic
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +74,36 @@ class Fork:
 
 
 def record(root: Path, episodes: int) -> None:
-    """Demonstrations, left and right by turns; what moves is shaken a little, so that they show how to come back."""
-    data = LeRobotDataset.create("local/fork", fps=10, features=FEATURES, root=root, use_videos=False)
+    """Demonstrations, left and right by turns."""
+    walk(root, FEATURES, [1 if index % 2 else -1 for index in range(episodes)], lambda _, action: action)
+
+
+def walk(
+    root: Path, features: dict[str, Any], sides: Sequence[int], told: Callable[[Fork, np.ndarray], np.ndarray]
+) -> None:
+    """A whole data set or none: the expert's way past each of `sides`.
+
+    What moves is shaken a little, so that it shows how to come back.
+
+    Args:
+        root: of the data set.
+        features: of its columns, as LeRobot describes them.
+        sides: -1 left, 1 right, an episode each.
+        told: what is recorded of the expert's action.
+    """
+    partial = root.with_name(f"{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    data = LeRobotDataset.create("local/fork", fps=10, features=features, root=partial, use_videos=False)
     rng = np.random.default_rng(0)
-    for index in range(episodes):
+    for index, side in enumerate(sides):
         fork = Fork(100_000 + index)
         while not fork.over:
-            action = fork.expert(1 if index % 2 else -1)
+            action = fork.expert(side)
             data.add_frame(
                 {
                     "observation.image": fork.picture(),
                     "observation.state": fork.place.astype(np.float32),
-                    "action": action.astype(np.float32),
+                    "action": told(fork, action).astype(np.float32),
                     "task": TEXT,
                 }
             )
@@ -91,6 +111,7 @@ def record(root: Path, episodes: int) -> None:
         assert fork.won, fork
         data.save_episode()
     data.finalize()
+    partial.rename(root)
 
 
 @torch.no_grad()

@@ -20,10 +20,10 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 import lerobot_policy_deepfusion  # noqa: F401
 
 from .. import rollouts
-from ..report import machine
+from ..report import here
 from ..study import arms as study
 from ..study.data import Demonstrations
-from ..study.results import WHERE, write
+from ..study.results import write
 from ..study.run import FIRST_ENVIRONMENT, train
 from . import either, fork
 from .arms import EVALUATIONS, SAMPLES, TASKS, Run
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     run = Run(args.task, args.objective, args.seed, args.steps)
-    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
+    where = here()
     rows = execute(run, args.out, args.episodes or TASKS[args.task].episodes)
     write(args.out / "runs" / f"{run.name}.json", json.dumps([{**row, **where} for row in rows], indent=1))
 

@@ -22,11 +22,11 @@ import lerobot_policy_deepfusion  # noqa: F401
 from lerobot_deepfusion.inputs.calibration import before_the_cameras
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
-from ..report import machine
+from ..report import here
 from ..rollouts import successes
 from ..study import arms as study
 from ..study.data import Demonstrations
-from ..study.results import WHERE, write
+from ..study.results import write
 from ..study.run import FIRST_ENVIRONMENT, train
 from .arms import ARMS, RUNGS, STATE, STEPS, Arm, Change, Run
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     run = Run(args.rung, args.arm, args.seed, args.steps)
-    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
+    where = here()
     rows = [{**row, **where} for row in execute(run, args.out, args.episodes)]
     write(args.out / "runs" / f"{run.name}.json", json.dumps(rows, indent=1))
 

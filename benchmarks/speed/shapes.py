@@ -58,7 +58,7 @@ class Shape:
         }
 
     def wide(self, width: int) -> Shape:
-        """The same shape at another width; the MLP has three times it, as in all shapes here."""
+        """The same shape at another width; the MLP has three times it."""
         return replace(self, width=width, mlp=3 * width)
 
 

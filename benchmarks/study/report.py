@@ -96,6 +96,8 @@ def plots(rows: list[Row], folder: Path) -> None:
     groups = grouped(rows)
     # Where none of those is there, as in the smoke run, what is.
     tasks = [task for task in DRAWN if any(key[0] == task for key in groups)] or sorted({key[0] for key in groups})
+    if not tasks:
+        return
     for name, draw in (("time", _draw_time), ("samples", _draw_samples), ("parameters", _draw_parameters)):
         figure, (axes,) = plt.subplots(1, len(tasks), figsize=(2 + 4 * len(tasks), 4.2), sharey=True, squeeze=False)
         for axis, task in zip(axes, tasks, strict=True):

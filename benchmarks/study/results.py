@@ -47,13 +47,17 @@ def add(table: Path, result: Path, columns: Sequence[str] = COLUMNS) -> list[Row
     """Add the rows of a run, in the place of those that it may have; returns them."""
     new = json.loads(result.read_text())
     with _writing:
-        rows = [row for row in load(table) if row["run"] != new[0]["run"]] + new
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write(table, text.getvalue())
+        save(table, [row for row in load(table) if row["run"] != new[0]["run"]] + new, columns)
     return new
+
+
+def save(table: Path, rows: list[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Write all rows, or none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(table, text.getvalue())
 
 
 def write(path: Path, text: str) -> None:
@@ -87,8 +91,9 @@ def cell(rows: list[Row]) -> str:
     return f"**{share:.0%}** ({low:.0%} to {high:.0%}{f'; {each}' if len(seeds) > 1 else ''})"
 
 
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(share: float, count: int) -> tuple[float, float]:
     """95% confidence interval of a share (Wilson 1927)."""
+    z = 1.96
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     return max(0.0, centre - half), min(1.0, centre + half)

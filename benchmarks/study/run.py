@@ -27,12 +27,12 @@ from torch.optim import Optimizer
 
 import lerobot_policy_deepfusion  # noqa: F401
 
-from ..report import machine
+from ..report import here
 from ..rollouts import Change, blind_replay, controls, successes, told
 from .arms import ARMS, COMMON, MEDIUM, NO_WORDS, PRETRAINED, PRETRAINING, REPLAY, Arm, Run, Task, task_named
 from .data import Demonstrations
 from .peers import byte_words, hide_state, make_peer, peer_config
-from .results import WHERE, write
+from .results import write
 from .vlm import write_vlm
 
 BATCH = 32
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(args.task, args.arm, 0 if args.steps else args.minutes, args.seed, args.controls, args.steps)
     if run.task == PRETRAINED:
         return pretrain(args.out, run)
-    where = {key: value for key, value in machine("cpu", "float32", 1).items() if key in WHERE}
+    where = here()
     rows = [{**row, **where} for row in execute(run, args.out, args.episodes, args.first)]
     write(args.out / "runs" / f"{run.name}.json", json.dumps(rows, indent=1))
 

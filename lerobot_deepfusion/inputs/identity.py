@@ -62,7 +62,8 @@ def check_robot_names(state: Names, actions: Names, trained_state: Names, traine
 
 
 def slots(cameras: Sequence[str], trained: Sequence[str]) -> list[str]:
-    """The order of camera slots in which every camera that was trained keeps its own.
+    """The order of camera slots in which every camera that was trained keeps its own; where too few are left to fill
+    those before it, it moves up.
 
     Example: trained `[top, wrist]`; `[wrist, top]` becomes `[top, wrist]`, `[wrist, side]` becomes `[side, wrist]`.
     """

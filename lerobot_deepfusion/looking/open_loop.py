@@ -96,7 +96,7 @@ def say(found: dict[str, Any]) -> list[str]:
         lines.append("so these are not known to be errors on held-out data")
     lines.append(f"error of {found['chunks']} chunks, in the units that the policy normalises to:")
     lines += [f"  {name:20} {error:.3f}" for name, error in found["error"].items()]
-    lines.append(f"  {'the mean action':20} {found['error_of_the_mean_action']:.3f}")
+    lines.append(f"  {'always zero':20} {found['error_of_the_mean_action']:.3f} (the training mean, under MEAN_STD)")
     if found["spread"] is not None:
         spread = f"spread of {SAMPLES} samples {found['spread']:.3f}"
         lines.append(f"{spread}: several answers, or none that is sure, where it is large")

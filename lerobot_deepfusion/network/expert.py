@@ -176,23 +176,23 @@ class DeepFusionLlamaModel(LlamaPreTrainedModel):
 
 
 @lru_cache
-def _frequencies(size: int) -> tuple[list[float], list[float], list[float]]:
+def _frequencies() -> tuple[list[float], list[float], list[float]]:
     """Turns within [0, 1] of each time feature, and the same as an eighth's multiple and what is left of it."""
-    steps = max(size // 2 - 1, 1)
-    exact = [(MAX_PERIOD / MIN_PERIOD) ** -(index / steps) / MIN_PERIOD for index in range(size // 2)]
+    half = TIME_FEATURES // 2
+    exact = [(MAX_PERIOD / MIN_PERIOD) ** -(index / (half - 1)) / MIN_PERIOD for index in range(half)]
     coarse = [round(8 * turns) / 8 for turns in exact]
     return exact, coarse, [turns - part for turns, part in zip(exact, coarse, strict=True)]
 
 
-def time_features(time: Tensor, size: int = TIME_FEATURES) -> Tensor:
-    """Sine and cosine features of the flow time: [...] -> [..., size].
+def time_features(time: Tensor) -> Tensor:
+    """Sine and cosine features of the flow time: [...] -> [..., `TIME_FEATURES`].
 
     Periods go geometrically from `MIN_PERIOD` to `MAX_PERIOD`, as in openpi. The shortest turns 250 times within
     [0, 1], of which float32 would leave an angle wrong by 1e-4, and Apple's GPUs have no float64. So time and turns
     are split: the product of the coarse parts (13 and 11 bits) is exact, and so is what is left of it without its
     whole turns; the rest is small. Against float64 the worst error is 4.2e-7.
     """
-    exact, coarse, rest = (torch.tensor(part, dtype=torch.float32, device=time.device) for part in _frequencies(size))
+    exact, coarse, rest = (torch.tensor(part, dtype=torch.float32, device=time.device) for part in _frequencies())
     time = time.float()[..., None]
     start = (time * 4096).round() / 4096
     turns = start * coarse

@@ -1,4 +1,4 @@
-"""LLaVA as the eyes: images and prompt in, the states of each layer out. Only file that names its classes.
+"""LLaVA as the eyes: images and prompt in, the states of each layer out.
 
 Axis letters: B batch, C cameras, S prefix tokens, N image tokens of one camera, D text width.
 """

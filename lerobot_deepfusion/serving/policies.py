@@ -110,7 +110,7 @@ def load_policy(folder: Path, device: str) -> tuple[DeepFusionPolicy, Any, Any]:
         )
     policy = DeepFusionPolicy.from_pretrained(folder).to(device)
     on_device = {"device_processor": {"device": device}}
-    as_named = {"rename_observations_processor": {"rename_map": {}}}  # robots use the policy's names
+    as_named: dict[str, Any] = {"rename_observations_processor": {"rename_map": {}}}  # robots use the policy's names
     processors = make_pre_post_processors(
         policy.config,
         pretrained_path=str(folder),

@@ -41,7 +41,7 @@ def take_open_loop(checkpoint: Path, folder: Path) -> CardPicture:
         "What it would have done",
         "open_loop.png",
         f"Its chunks beside recorded ones of episodes {', '.join(found['episodes'])}, {held_out}. Errors in the "
-        f"units that it normalises to: {errors}, the mean action {found['error_of_the_mean_action']:.3f}.",
+        f"units that it normalises to: {errors}, always zero {found['error_of_the_mean_action']:.3f}.",
     )
 
 

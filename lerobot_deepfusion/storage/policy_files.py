@@ -156,6 +156,8 @@ class StoredPolicy(PreTrainedPolicy):
         weights = (self.state_dict() if state_dict is None else state_dict).values()
         resumes = save_directory.name == PRETRAINED_MODEL_DIR  # lerobot-train's checkpoint
         needed = sum(value.numel() * value.element_size() for value in weights)
+        if self.average is not None and resumes:  # which is saved beside
+            needed *= 2
         in_place = nullcontext() if self.average is None else self.average.showing(not resumes)
         with whole_save(save_directory, needed) as partial, in_place:
             save(partial, **given)

@@ -104,6 +104,12 @@ def map_cameras(config: DeepFusionConfig, saved: DeepFusionConfig) -> None:
             f"cameras {new} take slots of the policy that {saved.cameras} were trained in; the slots are now "
             f"{config.cameras}"
         )
+    own = {camera: slot for slot, camera in enumerate(saved.cameras)}
+    if moved := [camera for slot, camera in enumerate(config.cameras) if own.get(camera, slot) != slot]:
+        logger.warning(
+            f"cameras {moved} are seen in other slots than they were trained in, since there are fewer than the "
+            f"{len(own)} of {saved.cameras}; the slots are now {config.cameras}"
+        )
 
 
 def adopt_dataset(config: DeepFusionConfig, saved: DeepFusionConfig, meta: Any, source: object) -> None:

@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import benchmarks.gpu.__main__ as gpu
+from benchmarks import report
 from benchmarks.gpu import kit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,3 +77,23 @@ def test_runs_with_nothing_but_torch_and_the_kit(tmp_path: Path) -> None:
     assert [row["ratio"][0] for row in peaks] == [pytest.approx(1, abs=0.15)] * 2
     [off] = [row["value"][0] for row in written["rows"] if row["what"] == "bfloat16 off float32"]
     assert 0 < off < 2  # percent
+
+
+def test_what_there_was_no_time_for_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "gpu.json"
+    words = f"gpu --device cpu --small --minutes -1 --what chunks,kernels --out {out}"
+    monkeypatch.setattr("sys.argv", words.split())
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    written = json.loads(out.read_text())
+    assert ended.value.code
+    assert set(written["failed"]) == {"chunks", "kernels"}
+    assert written["rows"] == []
+
+
+def test_every_row_says_where_it_was_taken(tmp_path: Path) -> None:
+    """A later run replaces its own rows, and the others stay those of their commit."""
+    file, row = tmp_path / "rows.json", report.Row("acting", "S", "kv", [1.0], "ms")
+    for commit, arms in (("first", ("kv", "pi0")), ("second", ("kv",))):
+        report.save(file, {"commit": commit, "rounds": 3}, [replace(row, arm=arm) for arm in arms])
+    assert {one.arm: one.taken["commit"] for one in report.load(file)} == {"kv": "second", "pi0": "first"}

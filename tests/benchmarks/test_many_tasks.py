@@ -69,5 +69,8 @@ def test_shipping(out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "success": 0.55,
         "episodes": 20,
     }
-    assert (folder / "README.md").is_file()
+    card = (folder / "README.md").read_text()
+    assert 'folder = str(shipped_policies()["mt10"])\npolicy = DeepFusionPolicy.from_pretrained(folder)' in card
+    assert "All: 72% (66% to 78%); another task's words -;" in card
+    assert "<you/policy>" not in card
     assert {file.name for file in many_tasks.policy_of(out).iterdir()} < {file.name for file in folder.iterdir()}

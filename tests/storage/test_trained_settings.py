@@ -198,6 +198,11 @@ def test_fine_tuning_keeps_camera_slots(trained: Path, tmp_path: Path, caplog: p
     first_loss(load(write(tmp_path / "data", data)), config)
     assert config.cameras == [side, wrist]
     assert "cameras ['observation.images.side'] take slots" in caplog.text
+    assert "in other slots" not in caplog.text
+    del data[side]
+    config = given(trained, pretrained_path=trained, input_features=None)
+    first_loss(load(write(tmp_path / "one", data)), config)
+    assert "cameras ['observation.images.wrist'] are seen in other slots than they were trained in" in caplog.text
 
 
 def test_a_robot_s_names() -> None:
