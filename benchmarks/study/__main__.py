@@ -13,10 +13,9 @@ compared is in `benchmarks/study/arms.py`, what was found in docs/study.md.
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from argparse import Namespace
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .. import processes
@@ -61,46 +60,32 @@ def start(run: Run, out: Path, episodes: int) -> Path:
     return out / "runs" / f"{run.name}.json"
 
 
-def study(runs: Iterable[Run], out: Path, table: Path, lanes: int, hours: float, smoke: bool) -> int:
-    """Do what is missing of these runs, `lanes` at a time; how many failed."""
-    done = {row["run"] for row in results.load(table)}
-    missing = [run for run in runs if run.name not in done]
-    minutes = sum(run.minutes for run in missing)
-    print(f"{len(missing)} runs to do, {minutes:.0f} CPU minutes of training; results in {table}", flush=True)
-    names = list(dict.fromkeys(run.task for run in missing))
-    if any(ARMS[run.arm].pretrained for run in missing) and not (out / "vlms" / PRETRAINED).exists():
-        names.append(PRETRAINED)
-    learning, failed = None, []
-    deadline = time.monotonic() + hours * 3600
-
-    def one(run: Run) -> None:
-        if time.monotonic() > deadline:
-            return
-        try:
-            if learning and ARMS[run.arm].pretrained:
-                learning.result()
-            rows = results.add(table, start(run, out, 1 if smoke else EPISODES))
-        except RuntimeError as error:
-            failed.append(run)
-            print(error, flush=True)
-        else:
-            print(results.summary(rows), flush=True)
-
-    with ThreadPoolExecutor(lanes) as pool:
-        list(pool.map(lambda name: record(out, name, smoke), names))
-        if PRETRAINED in names:
-            minutes = SMOKE_MINUTES if smoke else PRETRAINING_MINUTES
-            learning = pool.submit(start, Run(PRETRAINED, "late", minutes), out, 1)
-        list(pool.map(one, missing))
-    return len(failed)
+def pretrain(out: Path, smoke: bool) -> None:
+    """The VLM from other tasks, unless it is there."""
+    if not (out / "vlms" / PRETRAINED).exists():
+        record(out, PRETRAINED, smoke)
+        start(Run(PRETRAINED, "late", SMOKE_MINUTES if smoke else PRETRAINING_MINUTES), out, 1)
 
 
 def do_missing(args: Namespace, runs: Iterable[Run], smoke: Iterable[Run]) -> int:
-    """`study` as the command line has it, nothing where that asks for the report alone; how many failed."""
+    """What the table lacks of these runs, and nothing where the command line asks for the report alone.
+
+    Returns:
+        How many failed.
+    """
     if args.report:
         return 0
     processes.get_ready()
-    return study(smoke if args.smoke else runs, args.out, args.table, args.lanes, args.hours, args.smoke)
+    done, learning = {row["run"] for row in results.load(args.table)}, threading.Lock()
+
+    def one(run: Run, out: Path, table: Path, smoke: bool) -> str:
+        if ARMS[run.arm].pretrained:
+            with learning:
+                pretrain(out, smoke)
+        return results.summary(results.add(table, start(run, out, 1 if smoke else EPISODES)))
+
+    missing = [run for run in (smoke if args.smoke else runs) if run.name not in done]
+    return processes.every(missing, args, needs=lambda run: run.task, record=record, start=one)
 
 
 def main() -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..training.averaging import WeightAverage
+from .checkpoint_place import file_of
 from .safetensors_files import some, stored_tensors
 
 FILE, UPDATES = "averaged.safetensors", "updates"
@@ -40,13 +39,8 @@ def read_average(policy: Any, source: str | Path, hub: dict[str, Any], acts: boo
         RuntimeError: if it is of other weights.
         ValueError: if the file is damaged.
     """
-    file = Path(source) / FILE
-    if not Path(source).is_dir():
-        try:
-            file = Path(hf_hub_download(str(source), FILE, **hub))
-        except EntryNotFoundError:
-            return
-    if not file.is_file():
+    file = file_of(source, FILE, hub)
+    if file is None:
         return
     stored = stored_tensors([file])
     own = dict(policy.named_parameters())

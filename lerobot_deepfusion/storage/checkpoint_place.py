@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.policies import CONFIG_NAME
 
@@ -36,6 +36,16 @@ def pinned(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
         return hub
     commit = Path(file).parent.name
     return {**hub, "revision": commit} if COMMIT.fullmatch(commit) else hub
+
+
+def file_of(source: str | Path, name: str, hub: dict[str, Any]) -> Path | None:
+    """A file of a checkpoint, downloaded if it is one of the Hub; None where it has none of that name."""
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), name, **hub))
+    except EntryNotFoundError:
+        return None
 
 
 def has_shards(source: str | Path | None) -> bool:

@@ -157,7 +157,7 @@ class StoredPolicy(PreTrainedPolicy):
         resumes = save_directory.name == PRETRAINED_MODEL_DIR  # lerobot-train's checkpoint
         needed = sum(value.numel() * value.element_size() for value in weights)
         if self.average is not None and resumes:  # which is saved beside
-            needed *= 2
+            needed += sum(value.numel() * value.element_size() for value in self.average.values.values())
         in_place = nullcontext() if self.average is None else self.average.showing(not resumes)
         with whole_save(save_directory, needed) as partial, in_place:
             save(partial, **given)

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import EntryNotFoundError
 from lerobot.processor import ProcessorStepRegistry
 from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME
 
+from .checkpoint_place import file_of
 from .safetensors_files import is_file_name, stored_tensors
 
 PROCESSOR_FILES = (f"{POLICY_PREPROCESSOR_DEFAULT_NAME}.json", f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json")
@@ -67,18 +66,10 @@ def check_checkpoint_files(source: str | Path, **hub: Any) -> None:
 
 def check_processor_files(source: str | Path, names: Sequence[str], **hub: Any) -> None:
     """Whether processor files, where they are there, are safe to load; see `check_checkpoint_files`."""
-    folder = Path(source)
-    local = folder.is_dir()
     for name in names:
-        if local:
-            path = folder / name
-        else:
-            try:
-                path = Path(hf_hub_download(str(source), name, **hub))
-            except EntryNotFoundError:  # a policy without processors is one that LeRobot refuses next
-                continue
-        if path.exists():
-            _check_processor_file(path, with_state=local)
+        path = file_of(source, name, hub)
+        if path is not None:  # a policy without processors is one that LeRobot refuses next
+            _check_processor_file(path, with_state=Path(source).is_dir())
 
 
 def _check_processor_file(path: Path, with_state: bool) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from lerobot.configs import NormalizationMode
 from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from lerobot.utils.constants import ACTION, OBS_STATE
@@ -20,6 +18,7 @@ from ..configuration_deepfusion import DeepFusionConfig
 from ..inputs.dataset_facts import DatasetFacts
 from ..inputs.statistics_checks import STATISTICS, check_statistics, mode_of, warn_of_statistics
 from ..inputs.task_checks import check_tasks
+from .checkpoint_place import file_of
 from .processor_files import PROCESSOR_FILES
 from .safetensors_files import stored_tensors
 
@@ -53,24 +52,15 @@ def read_step(source: str | Path, file: str, name: str, hub: dict[str, Any]) -> 
         name: of the step.
         hub: `revision`, `token` and the like.
     """
-    path = _fetch(source, file, hub)
+    path = file_of(source, file, hub)
     if path is None:
         return None
     for step in json.loads(path.read_bytes())["steps"]:
         if step.get("registry_name") == name:
-            state = _fetch(source, step["state_file"], hub) if "state_file" in step else None
+            state = file_of(source, step["state_file"], hub) if "state_file" in step else None
             stored = {} if state is None else stored_tensors([state])
             return StoredStep(file, step.get("config", {}), {key: tensor[...] for key, tensor in stored.items()})
     return None
-
-
-def _fetch(source: str | Path, file: str, hub: dict[str, Any]) -> Path | None:
-    if Path(source).is_dir():
-        return Path(source) / file if (Path(source) / file).is_file() else None
-    try:
-        return Path(hf_hub_download(str(source), file, **hub))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
 
 
 def check_stored_statistics(config: DeepFusionConfig, source: str | Path, hub: dict[str, Any]) -> None:

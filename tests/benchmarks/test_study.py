@@ -327,11 +327,14 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(fusion_study, "start", start)
     monkeypatch.setattr(fusion_study, "record", lambda *_: None)
+    monkeypatch.setattr(fusion_study.processes, "get_ready", lambda: None)
     table = tmp_path / "table.csv"
-    assert fusion_study.study(SMOKE, tmp_path, table, 2, math.inf, smoke=True) == 1
+    args = argparse.Namespace(out=tmp_path, table=table, lanes=2, hours=math.inf, smoke=True, report=False)
+    assert fusion_study.do_missing(args, (), SMOKE) == 1
+    assert any(name.startswith("pretrained-late") for name in asked)  # what `frozen_late` goes on from
     assert {r["run"] for r in results.load(table)} == {run.name for run in SMOKE if run.arm != "frozen_late"}
     asked.clear()
-    assert fusion_study.study(SMOKE, tmp_path, table, 2, math.inf, smoke=True) == 1
+    assert fusion_study.do_missing(args, (), SMOKE) == 1
     assert [name for name in asked if "pretrained" not in name] == [
         run.name for run in SMOKE if run.arm == "frozen_late"
     ]
