@@ -19,10 +19,8 @@ import argparse
 import json
 from pathlib import Path
 
-from lerobot.policies.factory import make_pre_post_processors
-
 import lerobot_policy_deepfusion  # noqa: F401
-from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+from lerobot_deepfusion.looking.observations import load
 
 from .rollouts import blind_replay, controls, successes
 from .study.results import wilson
@@ -38,8 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000, help="first environment seed, as lerobot-eval's")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
     args = parser.parse_args()
-    model = DeepFusionPolicy.from_pretrained(args.policy)
-    before, after = make_pre_post_processors(model.config, pretrained_path=str(args.policy))
+    model, before, after = load(str(args.policy))
     tasks, table = args.tasks.split(","), {}
     for index, task in enumerate(tasks):
         rows = {"as trained": None, **controls(tasks, index)}

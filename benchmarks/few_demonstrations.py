@@ -114,7 +114,6 @@ def execute(run: Run, out: Path, smoke: bool) -> dict[str, Any]:
     from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
     from . import rollouts
-    from .report import here
 
     steps = 2 if smoke else LONG_STEPS if run.arm == "scratch_long" else STEPS
     folder = out / "trained" / run.name
@@ -132,7 +131,7 @@ def execute(run: Run, out: Path, smoke: bool) -> dict[str, Any]:
     won = rollouts.successes(policy, before, after, run.task, episodes, FIRST_ENVIRONMENT)
     about: dict[str, Any] = {"run": run.name, "task": run.task, "arm": run.arm, "seed": run.seed}
     about |= {"demonstrations": run.demonstrations, "successes": won, "episodes": episodes}
-    return {**about, "steps": steps, "cpu_minutes": minutes, **here()}
+    return {**about, "steps": steps, "cpu_minutes": minutes, **results.here()}
 
 
 def report(rows: list[results.Row]) -> None:

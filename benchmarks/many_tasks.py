@@ -103,13 +103,10 @@ def start(run: Run, out: Path, table: Path, smoke: bool) -> str:
 def judge(task: str, control: str, episodes: int, out: Path) -> dict[str, Any]:
     """A row of the table."""
     # None of these above: `main` starts processes first, which import them once for all.
-    from lerobot.policies.factory import make_pre_post_processors
-
-    from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
+    from lerobot_deepfusion.looking.observations import load
     from lerobot_deepfusion.sim.metaworld_env import sentence
 
     from . import rollouts
-    from .report import here
 
     began = time.process_time()
     tasks = list(TASKS)
@@ -121,8 +118,7 @@ def judge(task: str, control: str, episodes: int, out: Path) -> dict[str, Any]:
     if control == "blind replay":
         succeeded = rollouts.blind_replay(out / "data", task, episodes, FIRST_ENVIRONMENT)
     else:
-        policy = DeepFusionPolicy.from_pretrained(policy_of(out))
-        before, after = make_pre_post_processors(policy.config, pretrained_path=str(policy_of(out)))
+        policy, before, after = load(str(policy_of(out)))
         succeeded = rollouts.successes(policy, before, after, task, episodes, FIRST_ENVIRONMENT, change=change)
     row = {
         "run": Run(task, control).name,
@@ -131,7 +127,7 @@ def judge(task: str, control: str, episodes: int, out: Path) -> dict[str, Any]:
         "successes": succeeded,
         "episodes": episodes,
     }
-    return {**row, "cpu_minutes": round((time.process_time() - began) / 60, 2), **here()}
+    return {**row, "cpu_minutes": round((time.process_time() - began) / 60, 2), **results.here()}
 
 
 def report(rows: list[results.Row]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from .study.results import WHERE
+from lerobot_deepfusion.looking.pyplot import load_pyplot
 
 # Measure, case, arm, largest ratio to the reference; for flow samples the smallest.
 BARS = [
@@ -84,12 +84,6 @@ def machine(device: str, dtype: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def here() -> dict[str, Any]:
-    """The columns of a study's table that say where a run of one thread was done."""
-    values = machine("cpu", "float32", 1)
-    return {key: values[key] for key in WHERE}
-
-
 def _commit() -> str:
     """The commit, and `-dirty` if files besides results differ from it; of a copy that was taken elsewhere, the one
     it was taken at.
@@ -142,11 +136,7 @@ def load(path: Path) -> list[Row]:
 
 def plot(path: Path) -> None:
     """Draw the ratios to pi0, and the sweeps, into a PNG beside the JSON file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = load_pyplot()
     table = load(path)
     panels = [what for what in ("acting", "training", "expert_only") if any(row.what == what for row in table)]
     axes_of_sweep = sorted({row.case.split("=")[0] for row in table if row.what == "sweep, acting"})

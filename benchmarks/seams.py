@@ -20,18 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.envs.utils import preprocess_observation
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from torch import Tensor
 
+from lerobot_deepfusion.looking.observations import load as load_policy
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
 from .objectives.run import build
-from .report import here
 from .study import arms as study
 from .study.data import Demonstrations
-from .study.results import WHERE, load, save
+from .study.results import WHERE, here, load, save
 from .study.run import FIRST_ENVIRONMENT, train
 
 RESULTS = Path(__file__).parent / "results" / "seams.csv"
@@ -149,8 +148,7 @@ def run(args: argparse.Namespace) -> None:
     where = here()
     for name, ways in WAYS.items():
         folder = trained(name, args.data, args.out, args.steps, args.seed)
-        policy = DeepFusionPolicy.from_pretrained(folder)
-        before, after = make_pre_post_processors(policy.config, pretrained_path=str(folder))
+        policy, before, after = load_policy(str(folder))
         for way in ways:
             for delay in DELAYS:
                 about = {"arm": name, "control": way, "delay": delay, "seed": args.seed, "steps": args.steps}

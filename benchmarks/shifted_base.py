@@ -23,10 +23,9 @@ from lerobot_deepfusion.network.relative import RelativeActions
 
 from .objectives.fork import FEATURES, STEP, TEXT, Fork, walk
 from .objectives.run import build
-from .report import here
 from .study import arms as study
 from .study.data import Demonstrations
-from .study.results import WHERE, load, rate, save
+from .study.results import WHERE, here, load, rate, save
 from .study.run import FIRST_ENVIRONMENT, train
 
 RESULTS = Path(__file__).parent / "results" / "shifted_base.csv"

@@ -34,6 +34,7 @@ from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.policies.factory import make_pre_post_processors
 
+from lerobot_deepfusion.looking.pyplot import load_pyplot
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
 DEFAULT_ARMS = tuple(f"--policy.fusion={fusion}" for fusion in ("kv", "hidden", "late"))
@@ -147,11 +148,7 @@ def table(results: list[dict[str, Any]], out: Path) -> None:
         cells = (_cell(values[arm][name]) for name in measures)
         print(f"{arm.replace('--policy.', ''):40} " + " ".join(f"{cell:>22}" for cell in cells))
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = load_pyplot()
     shown = [name for name in ("action_error", "loss", "success") if name in measures]
     figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.2), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from lerobot_deepfusion.looking.film_strip import draw_film_strip
+from lerobot_deepfusion.looking.pyplot import load_pyplot
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -101,11 +102,7 @@ def losses(log: str, checkpoint: Path) -> list[tuple[int, float]]:
 
 def pictures(out: Path, curve: list[tuple[int, float]], success: dict[str, dict[str, float]], video: Path) -> None:
     """Frame strip and report plot."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = load_pyplot()
     draw_film_strip([video], [""], out / "strip.png")
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(3, 2))
     left.plot(*zip(*curve, strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lerobot_deepfusion.looking.pyplot import load_pyplot
+
 from ..study.results import Row, rate
 from .arms import EVALUATIONS, TASKS
 
@@ -46,11 +48,7 @@ def _share(row: Row) -> str:
 
 def plot(rows: list[Row], folder: Path) -> None:
     """Success over the number of evaluations, a panel for each task."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     judged = {name: task for name, task in TASKS.items() if any(row["task"] == name for row in rows)}
     if not judged:
         return

@@ -20,10 +20,9 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 import lerobot_policy_deepfusion  # noqa: F401
 
 from .. import rollouts
-from ..report import here
 from ..study import arms as study
 from ..study.data import Demonstrations
-from ..study.results import write
+from ..study.results import here, write
 from ..study.run import FIRST_ENVIRONMENT, train
 from . import either, fork
 from .arms import EVALUATIONS, SAMPLES, TASKS, Run

@@ -22,11 +22,10 @@ import lerobot_policy_deepfusion  # noqa: F401
 from lerobot_deepfusion.inputs.calibration import before_the_cameras
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 
-from ..report import here
 from ..rollouts import successes
 from ..study import arms as study
 from ..study.data import Demonstrations
-from ..study.results import write
+from ..study.results import here, write
 from ..study.run import FIRST_ENVIRONMENT, train
 from .arms import ARMS, RUNGS, STATE, STEPS, Arm, Change, Run
 

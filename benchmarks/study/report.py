@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from lerobot_deepfusion.looking.pyplot import load_pyplot
+
 from .arms import ARMS, CONTROL, FAST, HEADLINE_ARMS, HEADLINE_TASKS, PEERS, REPLAY, STALE, TASKS
 from .results import Row, budget, paired_interval, rate
 
@@ -88,11 +90,7 @@ def _mean(rows: list[Row], column: str) -> float:
 
 def plots(rows: list[Row], folder: Path) -> None:
     """Success against minutes, samples and size in `folder`: `study_time.png`, `_samples.png`, `_parameters.png`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = load_pyplot()
     groups = grouped(rows)
     # Where none of those is there, as in the smoke run, what is.
     tasks = [task for task in DRAWN if any(key[0] == task for key in groups)] or sorted({key[0] for key in groups})

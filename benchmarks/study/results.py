@@ -25,6 +25,14 @@ _writing = threading.Lock()
 Row = dict[str, Any]
 
 
+def here() -> Row:
+    """The columns that say where a run of one thread was done."""
+    from ..report import machine  # whose torch the process that starts the runs does without
+
+    values = machine("cpu", "float32", 1)
+    return {key: values[key] for key in WHERE}
+
+
 def load(table: Path) -> list[Row]:
     """All rows; numbers are numbers."""
     if not table.exists():

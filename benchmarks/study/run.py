@@ -27,12 +27,11 @@ from torch.optim import Optimizer
 
 import lerobot_policy_deepfusion  # noqa: F401
 
-from ..report import here
 from ..rollouts import Change, blind_replay, controls, successes, told
 from .arms import ARMS, COMMON, MEDIUM, NO_WORDS, PRETRAINED, PRETRAINING, REPLAY, Arm, Run, Task, task_named
 from .data import Demonstrations
 from .peers import byte_words, hide_state, make_peer, peer_config
-from .results import write
+from .results import here, write
 from .vlm import write_vlm
 
 BATCH = 32
