@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-EPISODES, SIZE, FIRST_SEED, WORKERS = 60, 96, 100_000, 2  # of `demos`
+from ..sim.recording import FIRST_SEED
+
+EPISODES, SIZE, WORKERS = 60, 96, 2  # of `demos`
 
 
 @click.command()
