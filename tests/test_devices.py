@@ -138,10 +138,9 @@ def test_another_process_unpickles_it(tmp_path: Path) -> None:
 def test_a_whole_policy_is_not_cast(cast: Any) -> None:
     """It would compute neither as it was trained nor at all; `policy.dtype` is the way."""
     policy, batch, _ = make()
-    before = policy.state_dict()
     with pytest.raises(ValueError, match=r"can't be cast to torch\..*--policy.dtype=bfloat16"):
         cast(policy)
-    assert all(value.dtype == torch.float32 for value in before.values() if value.is_floating_point())
+    assert all(value.dtype == torch.float32 for value in policy.state_dict().values() if value.is_floating_point())
     assert policy.to("cpu") is policy
     assert policy.to(torch.float32) is policy
     assert policy.select_action(batch).shape == (3, 3)

@@ -32,7 +32,7 @@ def counted(policy: DeepFusionPolicy) -> list[Any]:
     return calls
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "time"), [("flow", "adarms"), ("two_step", "token"), ("drift", "adarms")])
 def test_learns_to_act(objective: str, time: str) -> None:
     """Of one batch its actions, to within a quarter of their spread, with the evaluations it is to need."""

@@ -109,7 +109,8 @@ def test_checkpoint_stands_alone_in_the_commands(tmp_path: Path, options: str) -
     evaluate = ["lerobot-eval", f"--policy.path={saved}", *evaluation, f"--output_dir={tmp_path}/eval1"]
     run(*evaluate, inside=partial(offline, before))
     shutil.rmtree(llava)
-    run("lerobot-train", f"--config_path={saved}/train_config.json", "--resume=true", "--steps=4")
+    resume = [f"--config_path={saved}/train_config.json", "--resume=true", "--steps=4"]
+    run("lerobot-train", *resume, inside=partial(offline, tmp_path / "resumed"))
     moved = tmp_path / "elsewhere"
     shutil.copytree(out / "checkpoints/000002/pretrained_model", moved)
     shutil.rmtree(out)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import metaworld
 import mujoco
 import numpy as np
 from gymnasium import spaces
 from lerobot.envs.metaworld import TASK_DESCRIPTIONS, MetaworldEnv
-from metaworld import MT1
+from metaworld import MT1, Task
 
 from ..inputs.depth_keys import depth_key, extrinsics_key, intrinsics_key
 from . import depth_camera, one_faucet
@@ -26,6 +28,16 @@ def sentence(task: str) -> str:
     """The instruction of a task; KeyError if there is none of that name."""
     _, known_as = one_faucet.TASKS.get(task, (None, task))
     return TASK_DESCRIPTIONS[known_as]
+
+
+def first_task(name: str) -> tuple[type, Task]:
+    """The simulator of Meta-World's name, and the task that LeRobot takes: the first of fifty of the seed 42.
+
+    Meta-World makes all fifty, a second's work; alone the first is the same, since the seed is set right before it.
+    """
+    with mock.patch.object(metaworld, "_N_GOALS", 1):
+        mt1 = MT1(name, seed=42)
+    return mt1.train_classes[name], mt1.train_tasks[0]
 
 
 class FastMetaworld(MetaworldEnv):
@@ -100,8 +112,8 @@ class FastMetaworld(MetaworldEnv):
         # first used.
         if self._env is not None:
             return
-        mt1 = MT1(self._known_as, seed=42)
-        simulator = self._simulator or mt1.train_classes[self._known_as]
+        known, task = first_task(self._known_as)
+        simulator = self._simulator or known
         env = simulator(
             render_mode=self.render_mode,
             camera_name=self.camera_name,
@@ -112,7 +124,7 @@ class FastMetaworld(MetaworldEnv):
         env.model.vis.quality.offsamples = 0
         if not self._markers:
             hide_markers(env.model)
-        env.set_task(mt1.train_tasks[0])
+        env.set_task(task)
         env.model.cam_pos[2] = [0.75, 0.075, 0.7]  # corner2, nearer to the table
         env.reset()
         env._freeze_rand_vec = False

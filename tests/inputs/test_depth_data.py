@@ -127,10 +127,14 @@ def test_by_lerobot_train(calibrated: Path, tmp_path: Path, capsys: pytest.Captu
     main(["info", str(space)])
     assert "observation.image: 96 x 96 pixels, 8 tokens, depth in the frame of the robot" in capsys.readouterr().out
 
-    streamed = ["--policy.position_3d=world", "--dataset.streaming=true", "--num_workers=1"]
-    run("lerobot-train", *fresh, *streamed, f"--output_dir={tmp_path}/streamed")
-    streaming = DeepFusionPolicy.from_pretrained(tmp_path / "streamed/checkpoints/last/pretrained_model")
-    assert streaming.model.position_3d.tower.to_tokens.weight.any()
+    streamed = ["--policy.position_3d=world", "--dataset.streaming=true", "--num_workers=1", "--steps=2"]
+    run("lerobot-train", *fresh[:-1], *streamed, f"--output_dir={tmp_path}/streamed")
+    first, streaming = (
+        DeepFusionPolicy.from_pretrained(tmp_path / "streamed/checkpoints" / step / space.name)
+        for step in ("000001", "000002")
+    )
+    before, after = (found.model.position_3d.tower.to_tokens.weight for found in (first, streaming))
+    assert not torch.equal(before, after)
     assert streaming.config.camera_calibration == policy.config.camera_calibration
     run("lerobot-train", *fresh, f"--output_dir={tmp_path}/flat")
     flat = tmp_path / "flat/checkpoints/last/pretrained_model"

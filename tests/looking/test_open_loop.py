@@ -116,7 +116,7 @@ def test_chunks_are_the_policys_own(robot: tuple[Path, Path], monkeypatch: pytes
     assert along.seconds.keys() == {1, 2}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["flow", "two_step", "drift"])
 def test_the_command(
     objective: str, robot: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

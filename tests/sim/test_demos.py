@@ -13,9 +13,10 @@ import benchmarks.experts
 from lerobot_deepfusion.cli import main
 from lerobot_deepfusion.sim import experts_by_name
 from lerobot_deepfusion.sim import recording as demos
+from lerobot_deepfusion.sim.metaworld_env import first_task
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
-pytest.importorskip("metaworld")
+metaworld = pytest.importorskip("metaworld")
 
 
 def recipe(**changes) -> demos.Recipe:
@@ -84,6 +85,18 @@ def test_environment_is_lerobots_but_for_the_picture() -> None:
     assert ours.task_description == theirs.task_description
     assert ours._max_episode_steps == 40
     ours.close()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name", ["assembly-v3", "push-v3", "window-close-v3"])
+def test_the_first_task_is_that_of_all(name: str) -> None:
+    """Without the forty-nine that nobody uses; and whatever numpy's own randomness was, it goes on from there."""
+    expected = metaworld.MT1(name, seed=42)
+    np.random.seed(7)
+    simulator, task = first_task(name)
+    assert (simulator, task.data) == (expected.train_classes[name], expected.train_tasks[0].data)
+    assert np.random.rand() == np.random.RandomState(7).rand()
+    assert len(metaworld.MT1(name, seed=42).train_tasks) == 50
 
 
 @pytest.mark.medium

@@ -109,6 +109,7 @@ def test_frozen_weights_are_not_averaged() -> None:
     policy, batch, _ = make(ema_decay=DECAY, train_expert_only=True)
     step(policy, sgd(policy), batch, 0)
     assert policy.average is not None
+    assert policy.average.values
     assert all(name.startswith("model.expert.") for name in policy.average.values)
 
 
