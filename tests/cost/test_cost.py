@@ -354,6 +354,7 @@ def test_checkpoint_needs_its_config_alone(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("no_passes")
 def test_llava_needs_its_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llava_config("onevision").save_pretrained(tmp_path)
     assert "32 x 32 pixels, 17 tokens" in run(capsys, str(tmp_path))

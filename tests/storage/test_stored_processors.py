@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,17 @@ STATE, ACTION = "observation.state", "action"
 PRE, POST = "policy_preprocessor", "policy_postprocessor"
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untouched")
+    return save(folder / "saved", *prepare(load(write(folder / "data")), small_data.config()))
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    data = load(write(tmp_path / "data"))
-    return save(tmp_path / "saved", *prepare(data, small_data.config()))
+def checkpoint(untouched: Path, tmp_path: Path) -> Path:
+    """One to be changed, beside the data."""
+    shutil.copytree(untouched.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "saved"
 
 
 def edit(folder: Path, pipeline: str, step: str, change: dict | None = None, **tensors: torch.Tensor | None) -> None:
