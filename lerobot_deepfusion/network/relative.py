@@ -6,7 +6,8 @@ Everything is a line in normalised numbers, so the three numbers a step and dime
 of state, action and relative action are all that is kept: `relative = scale * action - shift * state + offset`. A
 dimension that stays absolute has 1, 0 and 0. As openpi's delta actions, but for statistics of each step (as the
 winners of BEHAVIOR 2025 have them, arXiv:2512.06951): behind a joint's first step relative actions lie near zero, and
-far off at the end of a chunk.
+far off at the end of a chunk. (On the one task where it was measured, with chunks of eight, statistics of all steps
+together did better: docs/objectives.md.)
 
 Axis letters: B batch, T actions of a chunk, R some first of them, A action dim, P state dim.
 """
