@@ -106,12 +106,9 @@ def test_learning_rate_follows_the_time_used() -> None:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", [name for name in ARMS if name not in (REPLAY, "trained", "wordless")])
+@pytest.mark.parametrize("name", [name for name in ARMS if name != REPLAY])
 def test_every_arm_trains(name: str, folder: Path, vlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built as the study builds it, from a LLaVA in a folder, one step of it changes what it should.
-
-    `trained` and `wordless` are built as `kv`: their weights and words are others.
-    """
+    """Built as the study builds it, from a LLaVA in a folder, one step of it changes what it should."""
     monkeypatch.setattr("benchmarks.study.run.BATCH", 4)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data, arm = Demonstrations(folder), ARMS[name]

@@ -312,10 +312,12 @@ def test_pieces_that_make_no_message(robot: RawRobot, monkeypatch: pytest.Monkey
 def test_compressed_messages_are_not_unpacked(robot: RawRobot) -> None:
     """4 MB of gzip hold gigabytes, which gRPC would unpack before it looks at the size."""
     assert len(gzip.compress(bytes(10**6))) < 2000
+    before = resident()
     with refused("UNIMPLEMENTED"):
         robot.stub.SendPolicyInstructions(
             services_pb2.PolicySetup(data=bytes(10**6)), timeout=30, compression=grpc.Compression.Gzip
         )
+    assert resident() - before < 50_000
     is_served(robot)
 
 
