@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,29 @@ SCRIPTS = Path(sys.executable).parent
 PATIENCE = 580  # seconds
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "peft", __name__])
+FORKS.set_forkserver_preload(
+    ["lerobot.scripts.lerobot_train", "lerobot.scripts.lerobot_eval", "peft", "tests.warm", __name__]
+)
 # There is one such process for all who fork, the recorder and the study too; the last word before it starts counts.
 FORKS.set_forkserver_preload = lambda _: None
+
+
+def offer_forks() -> str:
+    """Start the process that all workers' commands are forks of, and wait until it has imported; its address.
+
+    What it imports first is compiled once, where workers that start together would each do so.
+    """
+    process = FORKS.Process(target=time.time)
+    process.start()
+    process.join()
+    return forkserver._forkserver._forkserver_address
+
+
+def take_forks(address: str) -> None:
+    """In a worker, of that process; multiprocessing has no public way to it."""
+    server = forkserver._forkserver
+    server._forkserver_address, server._forkserver_alive_fd = address, os.open(os.devnull, os.O_RDONLY)
+    forkserver.ensure_running = server.ensure_running = resource_tracker.ensure_running
 
 
 def finish(*command: object, fails: bool = False, patience: int = PATIENCE, **environment: str) -> str:

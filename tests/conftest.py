@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -16,10 +17,21 @@ os.environ.setdefault("LP_NUM_THREADS", "1")  # of the software renderer
 import pytest
 import torch
 
-import tests.commands  # noqa: F401 - before anyone forks
+from tests import commands  # before anyone forks
 from tests.llavas import MAKES
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist, before a worker starts."""
+    node.workerinput["forks"] = commands.offer_forks()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        commands.take_forks(config.workerinput["forks"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
+from torch._inductor import cpu_vec_isa
 
 from lerobot_deepfusion.configuration_deepfusion import DeepFusionConfig
 from lerobot_deepfusion.llava.reader import read_vlm_config
@@ -395,7 +397,19 @@ def test_optimizer_is_fused_and_equals_the_plain_one() -> None:
         assert (a - b).abs().max() < 1e-6
 
 
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Vector instructions that are not tried out first, for which torch compiles and imports itself, 40 s in all; and
+    no processes to compile in, of which each imports it too.
+    """
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", lambda: [cpu_vec_isa.VecAVX2()])
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": True, "compile_threads": 1}):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize(
     "options",
     [

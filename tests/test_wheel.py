@@ -11,32 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, finish
+from tests.commands import ROOT, finish, write_noise
 
 PYTHON = "3.13"  # the other one that the classifiers name
-TRAIN = """
+LOAD = """
 import sys
 from pathlib import Path
-import numpy as np
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 import lerobot_deepfusion
-
 assert Path(lerobot_deepfusion.__file__).is_relative_to(sys.prefix), lerobot_deepfusion.__file__
-features = {
-    "observation.image": {"dtype": "image", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
-    "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
-    "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
-}
-data = LeRobotDataset.create("local/noise", fps=10, features=features, root="data", use_videos=False)
-random = np.random.default_rng(0)
-for index in range(12):
-    frame = {key: random.random(features[key]["shape"], np.float32) for key in ("observation.state", "action")}
-    data.add_frame({**frame, "observation.image": np.full((64, 64, 3), index, np.uint8), "task": "push"})
-data.save_episode()
-data.finalize()
-"""
-LOAD = """
-import torch
+
 from lerobot_deepfusion.modeling_deepfusion import DeepFusionPolicy
 policy = DeepFusionPolicy.from_pretrained("train/checkpoints/last/pretrained_model")
 print("parameters", sum(parameter.numel() for parameter in policy.parameters()))
@@ -83,18 +66,18 @@ def test_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     def there(*command: object) -> str:
         return finish("env", "-C", tmp_path, "-u", "PYTHONPATH", *command)
 
-    there(scripts / "python", "-c", TRAIN)
+    data = write_noise(tmp_path / "data", ("image",), 2, 2)
     config = there(scripts / "deepfusion", "config", "tiny").strip()
     assert Path(config).is_relative_to(tmp_path / "venv")
-    options = ["--dataset.repo_id=local/noise", "--dataset.root=data", "--output_dir=train", "--num_workers=0"]
     short = [
+        "--num_workers=0",
         "--policy.chunk_size=8",
         "--policy.n_action_steps=4",
         "--steps=2",
         "--batch_size=2",
         "--policy.device=cpu",
     ]
-    there(scripts / "lerobot-train", f"--config_path={config}", *options, *short)
+    there(scripts / "lerobot-train", f"--config_path={config}", *data, "--output_dir=train", *short)
     said = there(scripts / "python", "-c", LOAD)
     assert re.search(r"parameters 2\d{6}\b", said)
     assert "picture (1, 32, 32, 3)" in said

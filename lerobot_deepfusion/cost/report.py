@@ -30,7 +30,7 @@ def describe(config: DeepFusionConfig, model: DeepFusionModel) -> str:
     """
     size, tokens = model.perception.config.vision_config.image_size, model.perception.image_tokens
     trained, frozen = (memory.parameters(model, trained=flag) for flag in (True, False))
-    there = [part for part in PARTS if part != POSITIONS or model.position_3d is not None]
+    there = _parts(model)
     load, half = _load(config, 1), config.dtype == "bfloat16"
     lengths = (
         f"{config.tokenizer_max_length} tokens; {load.prefix(model)} with the images, "
@@ -83,11 +83,10 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
         f"           {f'train, batch {batch_size}, flow samples {load.samples}':34}{'trained':>9}"
         f"{'plain':>13}{'checkpointed':>15}",
     ]
-    there = {part for part, count in memory.parameters(model).items() if count}
     for name, parts, by_lora in WAYS:
         lora_rank = rank if by_lora else 0
         counts = memory.lora_parameters(model, rank) if lora_rank else memory.parameters(model)
-        chosen = memory.trained_parts(model) == (set() if by_lora else parts & there)
+        chosen = memory.trained_parts(model) == (set() if by_lora else parts & set(_parts(model)))
         cells = [
             _size(memory.training_bytes(model, load, half, parts, checkpointing, lora_rank))
             + (" *" if chosen and checkpointing == config.gradient_checkpointing else "  ")
@@ -97,6 +96,11 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
         title = f"{name}, rank {rank}" if by_lora else name
         lines.append(f"             {title:32}{trained:>9} {cells[0]:>13} {cells[1]:>13}".rstrip())
     return "\n".join([describe(config, model), *lines])
+
+
+def _parts(model: DeepFusionModel) -> list[str]:
+    """Those that it has weights of."""
+    return [part for part, count in memory.parameters(model).items() if count]
 
 
 def _objective(config: DeepFusionConfig) -> list[str]:

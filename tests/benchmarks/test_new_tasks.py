@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lerobot.configs import parser
+from lerobot.configs.train import TrainPipelineConfig
 from lerobot.scripts import lerobot_train
 
+import lerobot_policy_deepfusion  # noqa: F401
 from benchmarks import few_demonstrations, rollouts, single_tasks
 from benchmarks.study.arms import ARMS, task_named
 from lerobot_deepfusion.storage.shipped import shipped_policies
@@ -46,26 +48,32 @@ def test_what_lerobot_is_asked_for(arm: str, tmp_path: Path, monkeypatch: pytest
     """Trained by LeRobot's command on the first demonstrations, judged in unseen environments as it was saved."""
     asked: dict[str, Any] = {}
 
-    def train() -> None:
-        asked.update(option.lstrip("-").split("=", 1) for option in sys.argv[1:])
-        trained = Path(asked["output_dir"]) / "checkpoints" / "last" / "pretrained_model"
-        shutil.copytree(shipped_policies()["mt10"], trained)
+    def train(config: Any) -> None:
+        config.validate()
+        asked.update(config=config)
+        shutil.copytree(shipped_policies()["mt10"], config.output_dir / "checkpoints" / "last" / "pretrained_model")
+
+    train.__annotations__ = {"config": TrainPipelineConfig}  # the class itself is what LeRobot's parser asks for
 
     def successes(policy: Any, before: Any, after: Any, task: str, episodes: int, seed: int) -> int:
         asked.update(judged=(task, episodes, seed), training=policy.training)
         return 7
 
-    monkeypatch.setattr(lerobot_train, "main", train)
+    monkeypatch.setattr(lerobot_train, "main", parser.wrap()(train))
     monkeypatch.setattr(rollouts, "successes", successes)
     row = few_demonstrations.execute(few_demonstrations.Run("dial-turn-v3", arm, 5, 2), tmp_path, smoke=False)
     assert (row["successes"], row["episodes"], row["run"]) == (7, 50, f"dial-turn-v3-{arm}-5-2")
     assert set(row) == set(few_demonstrations.COLUMNS)
-    assert (asked["dataset.episodes"], asked["seed"]) == ("[0, 1, 2, 3, 4]", "2")
-    assert int(asked["steps"]) == (1500 if arm == "scratch_long" else 500)
     assert asked["judged"] == ("dial-turn-v3", 50, 1000)
     assert not asked["training"]
-    starts = {key: asked.get(key, "").rsplit("/", 1)[-1] for key in ("policy.path", "config_path")}
-    scratch = arm.startswith("scratch")
-    assert starts == {"policy.path": "" if scratch else "mt10", "config_path": "tiny.yaml" if scratch else ""}
-    assert ("peft.method_type" in asked) == (arm == "lora")
-    assert ("policy.train_expert_only" in asked) == (arm == "expert")
+    config, scratch = asked["config"], arm.startswith("scratch")
+    assert (config.dataset.episodes, config.seed) == ([0, 1, 2, 3, 4], 2)
+    assert config.steps == config.save_freq == (1500 if arm == "scratch_long" else 500)
+    assert config.policy.pretrained_path == (None if scratch else shipped_policies()["mt10"])
+    assert (config.policy.chunk_size, config.policy.max_state_dim) == (
+        8,
+        8,
+    )  # as `tiny`
+    assert config.policy.tokenizer_max_length == 64
+    assert config.policy.train_expert_only == (arm == "expert")
+    assert (config.peft is not None) == (arm == "lora")

@@ -28,6 +28,8 @@ DIGESTS = {
         "ce171a14784ed82734f7b36bc154ad9ba5ae64af5ead620f5748fd6300e013d4"
     ),
 }
+# Of the names of the parameters in the order in which 0.1.0's optimizer had them: AdamW's state knows only numbers.
+ORDER = "bdaaa8f00758bc0f3bf340a06f4841fc9567e545205565da0314516912532934"
 TASKS = ["push", "pull", "turn the tap"]
 
 
@@ -94,7 +96,9 @@ def test_run_goes_on_where_it_was() -> None:
     assert scheduler.last_epoch == STEPS
     moments = load_file(ROOT / "tiny/training_state/optimizer_state.safetensors")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert len(parameters) == len(list(policy.parameters()))
+    names = {parameter: name for name, parameter in policy.named_parameters()}
+    assert len(parameters) == len(names)
+    assert hashlib.sha256("\n".join(names[parameter] for parameter in parameters).encode()).hexdigest() == ORDER
     for index, parameter in enumerate(parameters):
         state = optimizer.state[parameter]
         assert torch.equal(state["exp_avg"], moments[f"state/{index}/exp_avg"])

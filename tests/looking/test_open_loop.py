@@ -140,6 +140,8 @@ def test_the_command(
     assert list(found["mean_absolute_error"]) == NAMES
     assert len(found["error_by_step"]) == 6
     assert np.asarray(Image.open(tmp_path / "out/open_loop.png").convert("RGB")).std() > 10
+    if objective != "flow":
+        return
     main(["card", str(policy), f"--open-loop={tmp_path}/out"])
     card = (policy / "README.md").read_text()
     assert "![What it would have done](open_loop.png)" in card

@@ -149,6 +149,13 @@ def test_served_chunk_equals_the_policy(address: str, checkpoint: Path, record_p
     client.stop()
 
 
+def turned_away(client: Any, message: str) -> None:
+    assert not client.start()
+    with pytest.raises(grpc.RpcError, match=message):
+        client.stub.SendPolicyInstructions(services_pb2.PolicySetup(data=pickle.dumps(client.policy_config)))
+    client.stop()
+
+
 @pytest.mark.parametrize(
     ("robot", "state", "message"),
     [
@@ -161,11 +168,7 @@ def test_another_robot_is_turned_away(
 ) -> None:
     """The call that loads the policy fails with the text, and LeRobot's client stops."""
     monkeypatch.setattr(fakerobot, "STATE", state)
-    client = connect(address, checkpoint, **robot)
-    assert not client.start()
-    with pytest.raises(grpc.RpcError, match=message):
-        client.stub.SendPolicyInstructions(services_pb2.PolicySetup(data=pickle.dumps(client.policy_config)))
-    client.stop()
+    turned_away(connect(address, checkpoint, **robot), message)
 
 
 @pytest.mark.parametrize(("size", "fits"), [((720, 1280), True), ((360, 640), True), ((480, 640), False)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,28 +12,11 @@ import pytest
 pytest.importorskip("metaworld")
 
 from lerobot.envs.metaworld import TASK_DESCRIPTIONS
-from metaworld import MT1
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-from metaworld.types import Task
 
 from lerobot_deepfusion.sim import metaworld_env
 from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 
 TASKS = sorted(TASK_DESCRIPTIONS)
-
-
-class Quick(MT1):
-    """The benchmark of a task without its fifty tasks, whose making takes most of the time of a new environment."""
-
-    def __init__(self, name: str, seed: int) -> None:
-        simulator = ALL_V3_ENVIRONMENTS[name]
-        env = simulator()
-        env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, True, True
-        env.seed(seed)
-        env.reset()
-        first = {"env_cls": simulator, "rand_vec": env._last_rand_vec, "partially_observable": True}
-        self._train_classes = {name: simulator}
-        self._train_tasks = [Task(name, pickle.dumps(first))]
 
 
 @dataclass
@@ -100,10 +81,8 @@ def look(task: str) -> Look:
 
 
 @pytest.fixture(scope="module")
-def looks() -> Iterator[dict[str, Look]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metaworld_env, "MT1", Quick)
-        yield {task: look(task) for task in TASKS}
+def looks() -> dict[str, Look]:
+    return {task: look(task) for task in TASKS}
 
 
 @pytest.mark.slow
