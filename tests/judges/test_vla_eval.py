@@ -26,17 +26,21 @@ from lerobot_deepfusion.sim.metaworld_fast import MetaworldFastEnv
 from tests.judges.conftest import untrained
 from tests.small_data import picture
 
-TASKS, LENGTH, EPISODES, SEED = "reach-v3,drawer-close-v3", 100, 2, 5000
+TASKS, LENGTH, EPISODES, SEED = "reach-v3,drawer-close-v3", 84, 2, 5000
 BENCHMARK = "lerobot_deepfusion.judges.vla_eval_metaworld:FastMetaworld"
 
 
 @pytest.fixture
 def acted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
     """What any policy would do in Meta-World: task and action, step by step. In one task the scripted expert does it
-    in its stead, so that episodes succeed.
+    in its stead, so that episodes succeed. Pictures are taken when the policy looks at them.
     """
     steps: list[tuple[str, bytes]] = []
-    original = Environment.step
+    original, reset = Environment.step, Environment.reset
+
+    def looking(self: Environment, **options: Any) -> Any:
+        self.look_every(3)
+        return reset(self, **options)
 
     def noting(self: Environment, action: np.ndarray) -> Any:
         steps.append((self.task, action.tobytes()))
@@ -44,6 +48,7 @@ def acted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
             action = np.clip(self.expert_policy.get_action(self.raw_observation), -1, 1).astype(np.float32)
         return original(self, action)
 
+    monkeypatch.setattr(Environment, "reset", looking)
     monkeypatch.setattr(Environment, "step", noting)
     return steps
 
