@@ -9,13 +9,13 @@ at 0.5, where OpenCV and RealSense have 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..llava.bounds import finite
 from ..network.options import FARTHEST
 from ..network.positions import IN_WORLD
 from .depth_keys import depth_key, extrinsics_key, intrinsics_key
@@ -121,20 +121,12 @@ def check_calibration(calibration: Any, cameras: Sequence[str] | None = None) ->
         if not isinstance(said, Mapping) or not set(said) <= set(SIZES):
             raise ValueError(f"{where}: expected `intrinsics` of 4 numbers and `pose` of 12, found {said!r:.80}")
         for name, values in said.items():
-            if not _numbers(values, SIZES[name]):
+            if not finite(values, SIZES[name]):
                 raise ValueError(f"{where}: {name} is {values!r:.200}; expected {SIZES[name]} finite numbers")
         if "intrinsics" in said:
             _check_intrinsics(said["intrinsics"], where)
         if "pose" in said:
             _check_pose(said["pose"], where)
-
-
-def _numbers(values: Any, size: int) -> bool:
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != size:
-        return False
-    return all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
-    )
 
 
 def _check_intrinsics(values: Sequence[float], where: str) -> None:

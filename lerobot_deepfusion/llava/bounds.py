@@ -154,7 +154,8 @@ def finite(values: Any, count: int, least: float = -math.inf) -> bool:
     return (
         isinstance(values, list | tuple)
         and len(values) == count
-        and all(isinstance(value, int | float) and math.isfinite(value) and value > least for value in values)
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        and all(math.isfinite(value) and value > least for value in values)
     )
 
 
