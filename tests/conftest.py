@@ -25,13 +25,14 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Of pytest-xdist, before a worker starts."""
-    node.workerinput["forks"] = commands.offer_forks()
+    """Of pytest-xdist, before a worker starts. Quick tests (`-m "not slow"`) hardly fork and do not wait."""
+    if not node.config.option.markexpr:
+        node.workerinput["forks"] = commands.offer_forks()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):
-        commands.take_forks(config.workerinput["forks"])
+    if forks := getattr(config, "workerinput", {}).get("forks"):
+        commands.take_forks(forks)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
