@@ -8,6 +8,7 @@ do: imports from nothing, environment variables that are read on import, a launc
 from __future__ import annotations
 
 import ctypes
+import functools
 import multiprocessing
 import os
 import runpy
@@ -35,6 +36,7 @@ FORKS.set_forkserver_preload(
 FORKS.set_forkserver_preload = lambda _: None
 
 
+@functools.cache
 def offer_forks() -> str:
     """Start the process that all workers' commands are forks of, and wait until it has imported; its address.
 

@@ -83,10 +83,11 @@ def report(config: DeepFusionConfig, model: DeepFusionModel, batch_size: int, ra
         f"           {f'train, batch {batch_size}, flow samples {load.samples}':34}{'trained':>9}"
         f"{'plain':>13}{'checkpointed':>15}",
     ]
+    there = set(_parts(model))
     for name, parts, by_lora in WAYS:
         lora_rank = rank if by_lora else 0
         counts = memory.lora_parameters(model, rank) if lora_rank else memory.parameters(model)
-        chosen = memory.trained_parts(model) == (set() if by_lora else parts & set(_parts(model)))
+        chosen = memory.trained_parts(model) == (set() if by_lora else parts & there)
         cells = [
             _size(memory.training_bytes(model, load, half, parts, checkpointing, lora_rank))
             + (" *" if chosen and checkpointing == config.gradient_checkpointing else "  ")

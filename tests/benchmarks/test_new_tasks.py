@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def test_what_lerobot_is_asked_for(arm: str, tmp_path: Path, monkeypatch: pytest
 
     def train(config: Any) -> None:
         config.validate()
-        asked.update(config=config)
+        begins = [option.rsplit("/", 1)[-1] for option in sys.argv if option.startswith("--config_path=")]
+        asked.update(config=config, begins=begins)
         shutil.copytree(shipped_policies()["mt10"], config.output_dir / "checkpoints" / "last" / "pretrained_model")
 
     train.__annotations__ = {"config": TrainPipelineConfig}  # the class itself is what LeRobot's parser asks for
@@ -70,6 +72,7 @@ def test_what_lerobot_is_asked_for(arm: str, tmp_path: Path, monkeypatch: pytest
     assert (config.dataset.episodes, config.seed) == ([0, 1, 2, 3, 4], 2)
     assert config.steps == config.save_freq == (1500 if arm == "scratch_long" else 500)
     assert config.policy.pretrained_path == (None if scratch else shipped_policies()["mt10"])
-    assert (config.policy.chunk_size, config.policy.tokenizer_max_length) == (8, 64)  # as `tiny`, with room
+    assert asked["begins"] == (["tiny.yaml"] if scratch else [])
+    assert config.policy.tokenizer_max_length == 64
     assert config.policy.train_expert_only == (arm == "expert")
     assert (config.peft is not None) == (arm == "lora")

@@ -140,18 +140,6 @@ def test_the_command(
     assert list(found["mean_absolute_error"]) == NAMES
     assert len(found["error_by_step"]) == 6
     assert np.asarray(Image.open(tmp_path / "out/open_loop.png").convert("RGB")).std() > 10
-
-
-@pytest.mark.medium
-def test_a_card_and_what_was_seen_in_training(
-    robot: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    policy, root = robot
-    trained_on(policy, repo_id="local/small", root=str(root), episodes=[0])
-    command = ["open-loop", str(policy), "--dataset", str(root), f"--output-dir={tmp_path}/out"]
-    main([*command, "--episodes=1"])
-    found = json.loads((tmp_path / "out/open_loop.json").read_text())
-    capsys.readouterr()
     main(["card", str(policy), f"--open-loop={tmp_path}/out"])
     card = (policy / "README.md").read_text()
     assert "![What it would have done](open_loop.png)" in card
